@@ -1,0 +1,166 @@
+# Sourced by every run.sh: options, stages with times and logs, and the launcher of training runs.
+# A recipe sets `recipe` (its folder), then calls
+#   parse_options "$@"
+#   run_stage 0 "manifests" some_function      for each stage, in order
+# and uses $out, $data, $smoke and `train` inside its functions. No Python in recipes.
+set -euo pipefail
+
+stage=0 stop_stage=99 nproc='' smoke=0 data='' out=''
+
+usage() {
+  # The comment at the top of the recipe, then the options all recipes share.
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$recipe/run.sh"
+  cat <<'TEXT'
+
+Options:
+  --stage N        first stage to run; asking for a stage runs it again (default 0)
+  --stop-stage N   last stage to run
+  --nproc N        training processes on this machine (default: one for each GPU, else 1)
+  --smoke          20 steps on a small demo corpus: does it all run?
+  --data DIR       where the corpus lies
+  --out DIR        where everything goes (default exp/RECIPE, or exp/RECIPE-smoke)
+  --help           this text
+Finished stages are skipped, and an interrupted training run goes on where it stood.
+To start a run afresh, delete its folder below --out.
+TEXT
+}
+
+option_error() {
+  printf '%s: %s\n' "$recipe/run.sh" "$1" >&2
+  printf 'see: bash %s --help\n' "$recipe/run.sh" >&2
+  exit 2
+}
+
+parse_options() {
+  local name value
+  while (($#)); do
+    name=${1%%=*}
+    case $name in
+      --help | -h) usage && exit 0 ;;
+      --smoke) smoke=1 && shift && continue ;;
+      --stage | --stop-stage | --stop_stage | --nproc | --data | --out) ;;
+      *) option_error "unknown option '$1'" ;;
+    esac
+    if [[ $1 == *=* ]]; then
+      value=${1#*=}
+    else
+      (($# > 1)) || option_error "$1 expects a value"
+      value=$2
+      shift
+    fi
+    shift
+    case $name in
+      --data) data=$value && continue ;;
+      --out) out=$value && continue ;;
+    esac
+    [[ $value =~ ^[0-9]+$ ]] || option_error "$name expects a number, got '$value'"
+    case $name in
+      --stage) stage=$value first_asked=1 ;;
+      --stop-stage | --stop_stage) stop_stage=$value ;;
+      --nproc) ((value > 0)) || option_error "--nproc expects at least 1" && nproc=$value ;;
+    esac
+  done
+  if [[ -z $out ]]; then
+    out=exp/${recipe#recipes/}
+    ((!smoke)) || out+=-smoke
+  fi
+  mkdir -p "$out/logs" "$out/.done"
+  choose_processes
+}
+
+choose_processes() {
+  local gpus=0 cores
+  if command -v nvidia-smi >/dev/null 2>&1; then
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+  fi
+  cores=$(getconf _NPROCESSORS_ONLN)
+  if [[ -z $nproc ]]; then nproc=$((gpus > 0 ? gpus : 1)); fi
+  if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    export OMP_NUM_THREADS=$((cores > nproc ? cores / nproc : 1))
+  fi
+}
+
+# What a finished stage depended on: when a config changes, the stage runs again.
+recipe_checksum() {
+  {
+    cat "$recipe/run.sh" "$recipe"/conf/*.yaml
+    printf '%s %s\n' "$smoke" "$data"
+  } | cksum
+}
+
+show_seconds() {
+  printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
+}
+
+# run_stage NUMBER TITLE FUNCTION: skipped when out of range, or done before with the same recipe.
+run_stage() {
+  local number=$1 title=$2 body=$3 log mark code began=$SECONDS
+  ((number >= stage && number <= stop_stage)) || return 0
+  log=$out/logs/stage_$number.log mark=$out/.done/stage_$number
+  if [[ -z ${first_asked:-} && -f $mark && $(<"$mark") == "$(recipe_checksum)" ]]; then
+    printf 'Stage %d: %s: done before, skipped\n' "$number" "$title"
+    return 0
+  fi
+  forget_marks_from "$number"
+  printf '\nStage %d: %s (%s; log: %s)\n' "$number" "$title" "$(date '+%H:%M:%S')" "$log"
+  # A subshell of its own, outside any condition, so that `set -e` holds inside the function.
+  # On a terminal stderr stays one, for the progress bars; else it goes into the log too.
+  set +e
+  if [[ -t 2 ]]; then
+    (
+      set -euo pipefail
+      "$body"
+    ) | tee "$log"
+    code=${PIPESTATUS[0]}
+  else
+    (
+      set -euo pipefail
+      "$body"
+    ) 2>&1 | tee "$log"
+    code=${PIPESTATUS[0]}
+  fi
+  set -e
+  if ((code)); then
+    printf 'Stage %d: %s: FAILED with exit code %d after %s; log: %s\n' \
+      "$number" "$title" "$code" "$(show_seconds $((SECONDS - began)))" "$log" >&2
+    printf 'To go on from here: bash %s --stage %d --out %s%s%s\n' "$recipe/run.sh" "$number" \
+      "$out" "${data:+ --data $data}" "$( ((!smoke)) || printf ' --smoke')" >&2
+    exit "$code"
+  fi
+  recipe_checksum >"$mark"
+  printf 'Stage %d: %s: done in %s\n' "$number" "$title" "$(show_seconds $((SECONDS - began)))"
+}
+
+forget_marks_from() {
+  local mark
+  for mark in "$out"/.done/stage_*; do
+    if [[ -f $mark ]] && ((${mark##*_} >= $1)); then rm -f "$mark"; fi
+  done
+}
+
+# `speechssl` itself, told to the user first.
+speechssl() {
+  printf '+ speechssl %s\n' "$*"
+  python -m speechssl "$@"
+}
+
+# `speechssl train` on --nproc processes; --smoke shortens whatever the configs say.
+train() {
+  local words=(train "$@")
+  if ((smoke)); then
+    words+=(--optim.steps 20 --optim.warmup_steps 2 --run.valid_every_steps 10
+      --run.save_every_steps 20)
+  fi
+  if ((nproc > 1)); then
+    printf '+ torchrun --standalone --nproc_per_node %d -m speechssl %s\n' "$nproc" "${words[*]}"
+    torchrun --standalone --nproc_per_node "$nproc" -m speechssl "${words[@]}"
+  else
+    speechssl "${words[@]}"
+  fi
+}
+
+# need_data WHAT: stop with a hint where --data is missing.
+need_data() {
+  [[ -n $data ]] || option_error "--data DIR is needed: $1"
+  [[ -d $data ]] || option_error "--data $data: no such folder; expected $1"
+}

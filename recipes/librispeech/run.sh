@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# LibriSpeech: pre-train on any subsets, fine-tune on 10 min, 1 h, 10 h or 100 h, decode dev and
+# test. Settings are wav2vec 2.0 base as published; they want GPUs.
+#   0 download (unless --data)   1 manifests   2 pre-train   3 fine-tune   4 decode   5 RESULTS.md
+# --data is the folder that holds LibriSpeech/ and, for 10 min to 10 h, librispeech_finetuning/.
+#   SUBSETS   to pre-train on (default: train-clean-100 train-clean-360 train-other-500)
+#   LABELS    to fine-tune on (default: 10min 1h 10h 100h)
+#   BEAM      width of the prefix beam search besides greedy decoding (default 50)
+#   INIT      a model folder to start from instead of stage 2
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+recipe=recipes/librispeech
+source recipes/_lib/stages.sh
+parse_options "$@"
+source recipes/_lib/setup.sh
+source recipes/_lib/results.sh
+manifests=$out/manifests
+read -ra subsets <<<"${SUBSETS:-train-clean-100 train-clean-360 train-other-500}"
+read -ra labels <<<"${LABELS:-10min 1h 10h 100h}"
+evaluation_sets=(dev-clean dev-other test-clean test-other)
+corpus=${data:-$out/download}
+init=${INIT:-$out/pretrain/model}
+small=()
+if ((smoke)); then
+  subsets=("${subsets[0]}")
+  small=(--data.max_sec 8 --data.batch_sec 24 --data.update_sec 24 --data.workers 0 --engine.precision fp32)
+fi
+
+download() {
+  if ((smoke)) || [[ -n $data ]]; then
+    printf 'nothing to download\n'
+    return
+  fi
+  python -m data_prep.librispeech download "$corpus" \
+    "${subsets[@]}" train-clean-100 "${evaluation_sets[@]}" librispeech_finetuning
+}
+
+manifest_stage() {
+  if ((smoke)) && [[ -z $data ]]; then
+    demo_as_librispeech
+  else
+    python -m data_prep.librispeech prepare "$corpus" "$manifests"
+  fi
+}
+
+# --smoke without --data: the demo corpus under the names of this one.
+demo_as_librispeech() {
+  local name
+  python -m data_prep.demo "$manifests"
+  (
+    cd "$manifests"
+    for name in "${subsets[0]}" train-clean-100 finetune-{10min,1h,10h}; do
+      cp asr_train.jsonl "$name.jsonl"
+    done
+    for name in "${evaluation_sets[@]}"; do cp asr_dev.jsonl "$name.jsonl"; done
+  )
+}
+
+# The manifest that fine-tuning on a label size reads.
+label_manifest() {
+  case $1 in
+    100h) printf '%s' "$manifests/train-clean-100.jsonl" ;;
+    *) printf '%s' "$manifests/finetune-$1.jsonl" ;;
+  esac
+}
+
+# A YAML list of manifests, as --data.train takes it.
+manifest_list() {
+  local name joined=''
+  for name in "$@"; do joined+=${joined:+, }$manifests/$name.jsonl; done
+  printf '[%s]' "$joined"
+}
+
+pretrain() {
+  if [[ -n ${INIT:-} ]]; then
+    printf 'starting from %s\n' "$INIT"
+    return
+  fi
+  train --config $recipe/conf/pretrain.yaml --run.out "$out/pretrain" \
+    --data.train "$(manifest_list "${subsets[@]}")" --data.valid "$(manifest_list dev-clean)" \
+    ${small[@]+"${small[@]}" --backbone.preset tiny}
+}
+
+finetune() {
+  local size
+  for size in "${labels[@]}"; do
+    train --config $recipe/conf/finetune.yaml --config "$recipe/conf/finetune_$size.yaml" \
+      --run.out "$out/finetune_$size" --init.from "$init" \
+      --data.train "$(label_manifest "$size")" --data.valid "$(manifest_list dev-other)" \
+      ${small[@]+"${small[@]}"}
+  done
+}
+
+decode() {
+  local size name
+  for size in "${labels[@]}"; do
+    for name in "${evaluation_sets[@]}"; do
+      speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
+        --out "$out/finetune_$size/greedy_$name"
+      speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
+        --out "$out/finetune_$size/beam_$name" --beam "${BEAM:-50}"
+    done
+  done
+}
+
+results_table() {
+  local size method name
+  printf '# Results: LibriSpeech\n\n'
+  provenance
+  printf -- '- pre-training: %s; command: `bash recipes/librispeech/run.sh%s`\n' "${INIT:-${subsets[*]}}" \
+    "$( ((!smoke)) || printf ' --smoke')"
+  printf '\nWord error rate in percent, no language model.\n\n'
+  printf '| labels | decoding | dev-clean | dev-other | test-clean | test-other |\n'
+  printf '| --- | --- | --- | --- | --- | --- |\n'
+  for size in "${labels[@]}"; do
+    for method in greedy beam; do
+      printf '| %s | %s |' "$size" "$method"
+      for name in "${evaluation_sets[@]}"; do
+        printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/wer.json" wer)"
+      done
+      printf '\n'
+    done
+  done
+}
+
+results() {
+  local size runs=()
+  if [[ -z ${INIT:-} ]]; then
+    speechssl report "$out/pretrain" --out "$out/curves_pretrain.png"
+  fi
+  for size in "${labels[@]}"; do runs+=("$out/finetune_$size"); done
+  speechssl report "${runs[@]}" --out "$out/curves_finetune.png" --labels "${labels[@]}"
+  results_table | tee "$out/RESULTS.md"
+}
+
+run_stage 0 "download" download
+run_stage 1 "manifests" manifest_stage
+run_stage 2 "pre-train wav2vec 2.0" pretrain
+run_stage 3 "fine-tune CTC" finetune
+run_stage 4 "decode" decode
+run_stage 5 "results" results

@@ -1,0 +1,70 @@
+"""The only importer of torchaudio, which is frozen at 2.11: whoever replaces it edits this file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Kaldi's defaults are meant for 16-bit samples: its floor of 1.2e-7 would flatten quiet speech
+# scaled to [-1, 1].
+_INT16 = 32_768.0
+
+
+def kaldi_fbank(wave: Tensor, *, num_bins: int = 80, rate_hz: int = 16_000) -> Tensor:
+    """Log-mel energies as Kaldi's compute-fbank-feats, without dither.
+
+    `wave` (S,) float in [-1, 1] -> (T, num_bins), natural log, Povey window of 25 ms every 10 ms,
+    T = 1 + floor((S - 400) / 160) at 16 kHz.
+    """
+    from torchaudio.compliance import kaldi
+
+    return kaldi.fbank(
+        wave[None] * _INT16, num_mel_bins=num_bins, sample_frequency=rate_hz, dither=0.0
+    )
+
+
+def kaldi_mfcc(wave: Tensor, *, num_ceps: int = 13, rate_hz: int = 16_000) -> Tensor:
+    """Mel cepstra as Kaldi's compute-mfcc-feats, without dither and with C0 instead of energy.
+
+    `wave` (S,) float in [-1, 1] -> (T, num_ceps); 23 mel bins, frames as in `kaldi_fbank`.
+    """
+    from torchaudio.compliance import kaldi
+
+    return kaldi.mfcc(
+        wave[None] * _INT16,
+        num_ceps=num_ceps,
+        sample_frequency=rate_hz,
+        use_energy=False,
+        dither=0.0,
+    )
+
+
+def deltas(features: Tensor) -> Tensor:
+    """Slopes over 5 frames of `features` (T, D) -> (T, D), edges repeated."""
+    from torchaudio.functional import compute_deltas
+
+    return compute_deltas(features.T).T
+
+
+def forced_align(log_probs: Tensor, tokens: Tensor, blank: int = 0) -> tuple[Tensor, Tensor]:
+    """Best CTC path of `tokens` (L,) through `log_probs` (T, V).
+
+    Returns the token of every frame (T,) int, `blank` included, and its log-probability (T,).
+    Raises ValueError when the tokens (plus one blank per repetition) do not fit into T frames.
+    """
+    import torch
+    from torchaudio.functional import forced_align as align
+
+    repeats = int((tokens[1:] == tokens[:-1]).sum())
+    if len(tokens) + repeats > len(log_probs):
+        raise ValueError(
+            f"{len(tokens)} tokens with {repeats} repetitions need {len(tokens) + repeats} frames, "
+            f"got {len(log_probs)}"
+        )
+    if len(tokens) == 0:
+        path = torch.full((len(log_probs),), blank, dtype=torch.long, device=log_probs.device)
+        return path, log_probs[:, blank]
+    path, scores = align(log_probs[None].float().contiguous(), tokens[None].long(), blank=blank)
+    return path[0].long(), scores[0]

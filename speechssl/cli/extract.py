@@ -1,0 +1,85 @@
+"""`speechssl extract`: the features of audio files, into a folder of .npy shards with an index."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from speechssl.errors import ConfigError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this verb."""
+    p = argparse.ArgumentParser(
+        prog="speechssl extract",
+        description="Write features (.npy shards and a JSONL index). Started again, it goes on "
+        "where it stopped; under torchrun or srun the shards are shared out.",
+    )
+    p.add_argument("model", help="model folder or hub id")
+    p.add_argument("source", help="manifest (.jsonl), folder or audio file")
+    p.add_argument("out", help="folder to write")
+    p.add_argument(
+        "--layer",
+        default="-1",
+        help="0 to L (L = final output), negative from the end, all, or mean (%(default)s)",
+    )
+    p.add_argument(
+        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
+    )
+    p.add_argument(
+        "--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)"
+    )
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb."""
+    args = parser().parse_args(argv)
+    layer = _layer(args.layer)
+    from speechssl.cli.inputs import pick_device, tell_skipped, utterances_of
+    from speechssl.data.skips import Skips
+    from speechssl.extract.extractor import Extractor
+    from speechssl.extract.store import write_features
+
+    skips = Skips()
+    utterances = utterances_of([args.source], skips)
+    extractor = Extractor(args.model, pick_device(args.device), args.batch_sec, args.precision)
+    rank, world = place()
+    written = write_features(
+        args.out,
+        utterances,
+        extractor,
+        skips,
+        layer=layer,
+        model=args.model,
+        shard_sec=args.shard_sec,
+        rank=rank,
+        world=world,
+    )
+    tell_skipped(skips)
+    print(f"{args.out}: {written} utterances written, layer {layer}, {extractor.backbone.dim} "
+          f"dimensions, {extractor.geometry.rate_hz / extractor.geometry.hop:g} frames a second")
+    print("read them: from speechssl.extract.store import open_features")
+    return 0
+
+
+def place() -> tuple[int, int]:
+    """(process number, number of processes) as torchrun or srun say; alone otherwise."""
+    for number, total in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if number in os.environ and total in os.environ:
+            return int(os.environ[number]), int(os.environ[total])
+    return 0, 1
+
+
+def _layer(text: str) -> int | str:
+    if text in ("all", "mean"):
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--layer: got '{text}', expected a number, 'all' or 'mean'"
+        ) from error

@@ -1,0 +1,84 @@
+"""What the verbs that use a model share: audio arguments, device, progress bar, skipped files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from speechssl.errors import AudioError, ConfigError, DataError
+from speechssl.types import Utterance
+
+if TYPE_CHECKING:
+    from speechssl.data.skips import Skips
+
+T = TypeVar("T")
+
+
+def utterances_of(sources: Sequence[str], skips: Skips) -> list[Utterance]:
+    """The utterances that manifests (.jsonl), folders and audio files stand for.
+
+    Audio files that cannot be used are counted in `skips`. Raises DataError when nothing is left.
+    """
+    found: list[Utterance] = []
+    for source in sources:
+        path = Path(source)
+        if path.suffix == ".jsonl":
+            from speechssl.data.manifest import read_manifest
+
+            found += read_manifest(path)
+        elif path.is_dir():
+            from speechssl.data.readers import gather
+
+            inside, left_out = gather(path, "auto")
+            found += inside
+            skips.extend(left_out)
+        else:
+            try:
+                found.append(utterance_of(source))
+            except AudioError as error:
+                skips.add(error.kind, source, str(error))
+    if not found:
+        raise DataError("nothing to work on: " + ("; ".join(skips.lines()) or "no audio given"))
+    return found
+
+
+def utterance_of(path: str) -> Utterance:
+    """A whole audio file as an utterance with the path as its id. Raises AudioError."""
+    from speechssl.audio.io import probe
+
+    info = probe(path)
+    return Utterance(id=path, audio=path, num_samples=info.num_samples, rate_hz=info.rate_hz)
+
+
+def pick_device(asked: str) -> str:
+    """`auto` means the GPU where there is one. Raises ConfigError for a GPU that is not there."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {asked}: no GPU that torch can use here; try --device cpu")
+    try:
+        torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: got '{asked}', expected auto, cpu, cuda or cuda:N") from error
+    return asked
+
+
+def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items, with a progress bar on stderr when that is a terminal."""
+    from tqdm import tqdm
+
+    yield from tqdm(
+        items, total=total, desc=what, unit="utt", file=sys.stderr, disable=not sys.stderr.isatty()
+    )
+
+
+def tell_skipped(skips: Skips) -> None:
+    """The report of what was left out, on stderr."""
+    if skips.total:
+        print(f"left out {skips.total}:", file=sys.stderr)
+        for line in skips.lines():
+            print(f"  {line}", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""The `speechssl` command: finds the verb, runs it, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from speechssl.errors import ConfigError, SpeechSSLError
+
+#: Verb -> one line of help. Each verb is the module of that name beside this file.
+VERBS = {
+    "manifest": "scan a folder or corpus into a manifest, or check and describe a manifest",
+    "train": "pre-train or fine-tune; the objective decides",
+    "extract": "write the features of audio files",
+    "evaluate": "WER, speaker accuracy and EER, or validation loss of a model",
+    "probe": "what frozen features know: linear probes beside log-mel and random weights",
+    "predict": "transcripts or speakers of audio files",
+    "show": "a configuration, model, run, checkpoint or manifest in words",
+    "report": "learning curves of runs as a picture",
+}
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code (0 ok, 1 failure, 2 usage or config, 3 data)."""
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(version())
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+        complain("speechssl", f"unknown verb '{verb}'; {hint}")
+        return 2
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    logging.basicConfig(
+        level=logging.WARNING if rank else logging.INFO,
+        format=f"rank {rank}: %(message)s" if rank else "%(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return int(importlib.import_module(f"speechssl.cli.{verb}").main(rest))
+    except (SpeechSSLError, OSError) as error:
+        if os.environ.get("SPEECHSSL_DEBUG", "") not in ("", "0"):
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        # Every rank reads the same configuration, so one complaint about it is enough.
+        if rank == 0 or not isinstance(error, ConfigError):
+            complain(f"speechssl {verb}", f"rank {rank}: {error}" if rank else str(error))
+        return error.exit_code if isinstance(error, SpeechSSLError) else 1
+    except KeyboardInterrupt:
+        complain(f"speechssl {verb}", "interrupted")
+        return 130
+
+
+def complain(who: str, message: str) -> None:
+    """One line on stderr, in the form of argparse."""
+    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def without_local_rank(words: Sequence[str]) -> list[str]:
+    """The words less `--local_rank N`, which DeepSpeed's launcher adds; LOCAL_RANK says the same."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name in ("--local_rank", "--local-rank"):
+            if not equals:
+                next(rest, None)
+            continue
+        kept.append(word)
+    return kept
+
+
+def help_text() -> str:
+    """What `speechssl --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, line in VERBS.items())
+    return (
+        "usage: speechssl VERB [--config FILE ...] [--section.key VALUE ...]\n\n"
+        "Self-supervised speech: from raw audio to models, features, words and speakers.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`speechssl VERB --help` tells more. Several devices: `torchrun --nproc_per_node N -m\n"
+        "speechssl train ...` or `deepspeed --num_gpus N --module speechssl train ...`.\n"
+        "Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 data, 75 interrupted and saved."
+    )
+
+
+def version() -> str:
+    """The installed version, or a word where the package runs from its sources."""
+    from importlib import metadata
+
+    try:
+        return f"speechssl {metadata.version('speechssl')}"
+    except metadata.PackageNotFoundError:
+        return "speechssl (not installed)"

@@ -1,0 +1,278 @@
+"""The whole configuration: one frozen dataclass per section, each defined where it is used.
+
+`--config a.yaml --config b.yaml --optim.lr 2e-4`: later wins, every value remembers its source,
+and an unknown key, a wrong type or options that contradict each other are errors.
+Nothing here imports torch unless an objective is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechssl import lookup
+from speechssl.data.config import DataConfig
+from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
+from speechssl.errors import ConfigError
+from speechssl.models.presets import PRESETS, BackboneConfig, preset
+from speechssl.models.stored_config import from_json
+from speechssl.settings import (
+    Setting,
+    build,
+    key_of,
+    leaves,
+    read_arguments,
+    read_yaml,
+    reject_unknown,
+    typed,
+)
+
+if TYPE_CHECKING:
+    from speechssl.objectives.base import Objective
+
+#: Backbone settings that change no weight's shape or meaning: free when starting from a model.
+FREE_BACKBONE_KEYS = frozenset(
+    {
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "layerdrop",
+        "input_dropout",
+        "feature_dropout",
+        "feature_grad_mult",
+    }
+)
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Where the weights start."""
+
+    from_: str = ""  # folder of a model whose backbone is loaded; empty: from scratch
+
+
+@dataclass(frozen=True)
+class ObjectiveChoice:
+    """An objective's name and its own settings."""
+
+    name: str
+    cfg: Any
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "backbone": BackboneConfig,
+    "optim": OptimConfig,
+    "engine": EngineConfig,
+    "run": RunConfig,
+    "init": InitConfig,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration; `sources` maps each key that is not a default to its origin."""
+
+    data: DataConfig
+    backbone: BackboneConfig
+    objective: ObjectiveChoice
+    optim: OptimConfig
+    engine: EngineConfig
+    run: RunConfig
+    init: InitConfig
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of every setting, as `--config` would read it back."""
+        plain = {name: _plain(getattr(self, name)) for name in SECTIONS}
+        plain["objective"] = {"name": self.objective.name, **_plain(self.objective.cfg)}
+        return {name: plain[name] for name in _ORDER}
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved YAML at once or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(self.to_yaml(), encoding="utf-8")
+        temporary.replace(path)
+
+
+_ORDER = ("data", "backbone", "objective", "optim", "engine", "run", "init")
+
+
+def resolve(argv: Sequence[str]) -> Config:
+    """The configuration that the words after `speechssl train` describe.
+
+    Raises ConfigError, naming key, file and line, for anything that does not fit.
+    """
+    files, typed_in = read_arguments(argv)
+    settings: dict[str, Setting] = {}
+    for file in files:
+        settings |= read_yaml(file)
+    return from_settings(settings | typed_in)
+
+
+def from_settings(settings: Mapping[str, Setting]) -> Config:
+    """The configuration that dotted settings describe; see `resolve`."""
+    known = [key for name, cls in SECTIONS.items() for key in leaves(cls, f"{name}.")]
+    given = {k: s for k, s in settings.items() if not k.startswith("objective.")}
+    reject_unknown(given, [*known, "objective.name"])
+    objective_class, name = _objective_class(settings)
+    known += ["objective.name", *leaves(objective_class.Config, "objective.")]
+    reject_unknown(settings, known)
+
+    sources = {key: setting.source for key, setting in settings.items()}
+    init = build(InitConfig, "init", settings)
+    if init.from_:
+        backbone = _backbone_of_model(init.from_, settings, sources)
+    else:
+        backbone = _backbone_of_preset(settings, sources)
+    return Config(
+        data=build(DataConfig, "data", settings),
+        backbone=backbone,
+        objective=ObjectiveChoice(name, build(objective_class.Config, "objective", settings)),
+        optim=build(OptimConfig, "optim", settings),
+        engine=build(EngineConfig, "engine", settings),
+        run=build(RunConfig, "run", settings),
+        init=init,
+        sources=sources,
+    )
+
+
+def from_file(path: str | Path) -> Config:
+    """The configuration of one YAML file, such as a run's own `config.yaml`."""
+    return from_settings(read_yaml(path))
+
+
+def cross_checks(config: Config, *, device: str = "cpu") -> None:
+    """Refuse combinations that no single section can see, before any heavy work.
+
+    `device` is "cpu" or "cuda". Raises ConfigError.
+    """
+    data, engine = config.data, config.engine
+    if not data.train:
+        raise ConfigError("data.train is not set; expected the manifest to train on (.jsonl)")
+    if data.batch_sec > data.update_sec:
+        raise ConfigError(
+            f"data.batch_sec is {data.batch_sec:g} and data.update_sec is {data.update_sec:g}: a "
+            "micro-batch cannot hold more audio than an update; raise update_sec or lower batch_sec"
+        )
+    if engine.precision == "fp16" and device == "cpu":
+        raise ConfigError(
+            "engine.precision is 'fp16', but there is no GPU here; use 'fp32' or 'bf16' on a CPU"
+        )
+    if not config.run.out:
+        raise ConfigError("run.out is not set; expected the folder that holds the run")
+
+
+def _objective_class(settings: Mapping[str, Setting]) -> tuple[type[Objective], str]:
+    setting = settings.get("objective.name")
+    if setting is None:
+        raise ConfigError(
+            f"objective.name is not set; expected one of {', '.join(lookup.names())}"
+        )
+    name = typed("objective.name", str, setting)
+    from speechssl.objectives.base import Objective
+
+    try:
+        return lookup.find(name, Objective), name
+    except ConfigError as error:
+        raise ConfigError(f"{setting.source}: {error}") from error
+
+
+def _backbone_of_preset(
+    settings: Mapping[str, Setting], sources: dict[str, str]
+) -> BackboneConfig:
+    """The preset's values with the explicit ones on top."""
+    hints = leaves(BackboneConfig, "backbone.")
+    explicit = {
+        key.removeprefix("backbone."): typed(key, hints[key], setting)
+        for key, setting in settings.items()
+        if key.startswith("backbone.")
+    }
+    name = explicit.pop("preset", "tiny")
+    for key in PRESETS.get(name, {}):
+        sources.setdefault(f"backbone.{key}", f"preset {name}")
+    try:
+        return preset(name, **explicit)
+    except ValueError as error:
+        raise ConfigError(f"backbone: {error}") from error
+
+
+def _backbone_of_model(
+    folder: str, settings: Mapping[str, Setting], sources: dict[str, str]
+) -> BackboneConfig:
+    """The backbone of a saved model; explicit settings may change regularisation only."""
+    stored = stored_backbone(folder)
+    hints = leaves(BackboneConfig, "backbone.")
+    asked: dict[str, tuple[Any, str]] = {}
+    chosen = settings.get("backbone.preset")
+    if chosen is not None:
+        name = typed("backbone.preset", str, chosen)
+        expected = asdict(preset(name))
+        asked = {
+            key: (expected[key], f"{chosen.source} (preset {name})")
+            for key in expected
+            if key not in FREE_BACKBONE_KEYS and key != "preset"
+        }
+    for key, setting in settings.items():
+        if key.startswith("backbone.") and key != "backbone.preset":
+            asked[key.removeprefix("backbone.")] = (
+                typed(key, hints[key], setting),
+                setting.source,
+            )
+    values = {f.name: getattr(stored, f.name) for f in fields(BackboneConfig)}
+    for key, (value, source) in asked.items():
+        if key in FREE_BACKBONE_KEYS:
+            values[key] = value
+        elif values[key] != value:
+            raise ConfigError(
+                f"{source}: backbone.{key} is {value!r}, but the model in init.from ({folder}) has "
+                f"{values[key]!r}; leave it out, or start from scratch without init.from"
+            )
+    for key in values:
+        sources.setdefault(f"backbone.{key}", f"model {folder}")
+    return BackboneConfig(**values)
+
+
+def stored_backbone(folder: str | Path) -> BackboneConfig:
+    """The backbone section that a model folder's `config.json` holds.
+
+    Raises ConfigError when the folder holds no model of ours.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["speechssl"]["backbone"]
+    except OSError as error:
+        found = sorted(str(p.parent) for p in Path(folder).glob("*/config.json"))
+        hint = f"; did you mean {found[0]}?" if found else ""
+        raise ConfigError(
+            f"init.from: '{folder}' is no model folder (no config.json in it){hint}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"init.from: {file} holds no 'speechssl.backbone' section; was it saved by speechssl?"
+        ) from error
+    return from_json(BackboneConfig, stored, "speechssl.backbone", str(file))
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts and lists under the names that files use."""
+
+    def simple(one: Any) -> Any:
+        if isinstance(one, dict):
+            return {key_of(k): simple(v) for k, v in one.items()}
+        if isinstance(one, tuple | list | frozenset):
+            return [simple(v) for v in one]
+        return one
+
+    return simple(asdict(value))

@@ -1,0 +1,46 @@
+"""From the states of a backbone to one sequence, and from a sequence to one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pooling = Literal["mean", "mean_std"]
+
+
+def weighted_sum(states: Sequence[Tensor], alpha: Tensor, *, norm: bool = False) -> Tensor:
+    """sum_l softmax(alpha)_l states_l: each state (B, T, D), alpha (L + 1,) -> (B, T, D).
+
+    With `norm`, every state is first layer-normalised over D without learnt parameters.
+    Source: SUPERB (arXiv 2105.01051), section 3.
+    """
+    if len(states) != len(alpha):
+        raise ValueError(f"got {len(states)} states for {len(alpha)} weights")
+    total: Tensor | None = None
+    for state, weight in zip(states, torch.softmax(alpha.float(), 0), strict=True):
+        state = F.layer_norm(state, state.shape[-1:]) if norm else state
+        term = weight.to(state.dtype) * state
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("no states to sum; ask the backbone for layers=True")
+    return total
+
+
+def pool(x: Tensor, pad: Tensor, kind: Pooling = "mean") -> Tensor:
+    """Statistics over valid frames: x (B, T, D), pad (B, T) True = padding -> (B, D) or (B, 2 D).
+
+    `mean_std` appends the unbiased standard deviation. Rows without a frame give zeros.
+    """
+    x = x.float().masked_fill(pad[..., None], 0.0)
+    count = (~pad).sum(1, keepdim=True)  # (B, 1)
+    mean = x.sum(1) / count.clamp(min=1)
+    if kind == "mean":
+        return mean
+    centred = (x - mean[:, None]).masked_fill(pad[..., None], 0.0)
+    variance = centred.square().sum(1) / (count - 1).clamp(min=1)
+    # The root has no gradient at 0, which one frame or a constant channel would hit.
+    return torch.cat([mean, (variance + 1e-7).sqrt()], dim=1)

@@ -1,0 +1,167 @@
+"""Ranks and reductions; every function also works in a single process without a launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from speechssl.errors import ConfigError
+
+SETUP_TIMEOUT_SEC = 1800.0  # ranks of a big job start far apart
+
+
+def setup(*, group: bool = False) -> torch.device:
+    """Join the processes a launcher started and return this rank's device.
+
+    Reads RANK, WORLD_SIZE and LOCAL_RANK (torchrun, deepspeed) or what `srun` sets. One process
+    needs no group unless `group` asks for one, as DeepSpeed does. A second call changes nothing.
+
+    Raises ConfigError when srun started several tasks and nobody named the meeting point.
+    """
+    _from_slurm()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if td.is_initialized():
+        return device
+    backend = "nccl" if cuda else "gloo"
+    timeout = timedelta(seconds=SETUP_TIMEOUT_SEC)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        td.init_process_group(backend, timeout=timeout)
+    elif group:
+        for name in ("RANK", "LOCAL_RANK"):
+            os.environ.setdefault(name, "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        # A store in memory needs no port, so that runs beside each other cannot collide.
+        td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return device
+
+
+def _from_slurm() -> None:
+    """Translate the variables of an `srun` step; those of a mere allocation are ignored."""
+    if "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
+        return
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    if tasks > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(
+            f"srun started {tasks} tasks, but MASTER_ADDR and MASTER_PORT are not set; before "
+            'srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
+            "MASTER_PORT=29500"
+        )
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = str(tasks)
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+
+
+def set_timeout(seconds: float) -> None:
+    """Let every collective of every existing group fail after `seconds` instead of hanging.
+
+    The time-out given when a group is made does not reach the groups that DeepSpeed makes for
+    itself, hence this visit to all of them once they exist.
+    """
+    if not td.is_initialized():
+        return
+    from torch.distributed import distributed_c10d as c10d
+
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def shutdown() -> None:
+    """Leave the group, if there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 without a group."""
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes, 1 without a group."""
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process speaks and writes for all."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world() > 1:
+        td.barrier()
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place, of a tensor on the training device."""
+    if world() > 1:
+        td.all_reduce(tensor)
+    return tensor
+
+
+def sum_numbers(*values: float) -> list[float]:
+    """Each number summed over ranks, in float64 (whole numbers are exact up to 2**53)."""
+    if world() == 1:
+        return [float(v) for v in values]
+    device = "cuda" if td.get_backend() == "nccl" else "cpu"
+    return sum_(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def all_reduce_sum(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor summed over ranks, as float64 on the CPU.
+
+    The ranks may hold different names: a missing one counts as zero. One collective for the names
+    and one for all the values.
+    """
+    mine = {name: tuple(value.shape) for name, value in tensors.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for theirs in gather(mine):
+        shapes |= theirs
+    if not shapes:
+        return {}
+    names = sorted(shapes)
+    device = next((v.device for v in tensors.values()), torch.device("cpu"))
+    if world() > 1:
+        device = torch.device("cuda" if td.get_backend() == "nccl" else "cpu")
+    parts = [
+        tensors[name].detach().to(device, torch.float64).reshape(-1)
+        if name in tensors
+        else torch.zeros(shapes[name], dtype=torch.float64, device=device).reshape(-1)
+        for name in names
+    ]
+    flat = sum_(torch.cat(parts)).cpu()
+    split = flat.split([part.numel() for part in parts])
+    return {n: part.reshape(shapes[n]) for n, part in zip(names, split, strict=True)}
+
+
+def any_true(flag: bool) -> bool:
+    """Whether any rank says so; all ranks get the same answer."""
+    return sum_numbers(float(flag))[0] > 0
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    td.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,226 @@
+"""The training loop: update, report, validate, keep the best, save, stop when asked."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from speechssl.engine import dist
+from speechssl.engine.base import InterruptedAndSaved, StepStats
+from speechssl.engine.checkpoint import CheckpointStore, Saved
+from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
+from speechssl.engine.journal import Journal
+from speechssl.engine.metrics import Metrics
+from speechssl.engine.signals import StopSignal
+from speechssl.engine.update import UpdateEngine
+from speechssl.errors import ConfigError
+from speechssl.types import Batch, Progress
+
+if TYPE_CHECKING:
+    from speechssl.data.loader import EvalData, TrainData
+    from speechssl.objectives.base import Objective
+
+log = logging.getLogger(__name__)
+
+Export = Callable[[Path, dict[str, Tensor]], None]
+
+
+def train(
+    objective: Objective,
+    train_data: TrainData,
+    valid_data: EvalData | None,
+    run: RunConfig,
+    optim: OptimConfig,
+    engine: EngineConfig,
+    *,
+    export: Export,
+    config: Mapping[str, Any],
+    seed: int = 1,
+) -> Progress:
+    """Train until `optim.steps` updates are done, from the newest checkpoint if there is one.
+
+    `export(folder, state_dict)` writes a model folder; rank 0 calls it for `run.out/model_best`
+    (when there is validation data) and `run.out/model_last`. `config` is the resolved
+    configuration, kept in checkpoints and compared on resume. `seed` keys dropout and LayerDrop.
+
+    Raises InterruptedAndSaved after a signal, CheckpointError, ConfigError, DivergedError.
+    """
+    out = Path(run.out)
+    device = dist.setup(group=engine.kind == "deepspeed")
+    rate_hz = objective.backbone.geometry.rate_hz
+    chance = objective.chance()
+    best_name, more_is_better = objective.best_metric
+    start = Progress(max_steps=optim.steps, seed=seed)
+
+    with StopSignal() as stop, _sole_owner(out):
+        runner = build_engine(objective, optim, engine, device, start, out)
+        store = CheckpointStore(out / "ckpt", run.keep, runner.describe(), config)
+        window = Metrics()
+        saved = store.load(run.resume, runner.load)
+        if saved is not None:
+            runner.progress = replace(saved.progress, max_steps=optim.steps)
+            window.restore(saved.window)
+            log.info("resuming after step %d of %d", runner.progress.step, optim.steps)
+        first = runner.progress.step
+        journal = Journal(out, first, optim.steps, speaks=dist.is_main())
+        updates = train_data.updates(first)
+        clock = monotonic()
+
+        def validate() -> None:
+            nonlocal clock
+            if valid_data is None:
+                return
+            began = monotonic()
+            scores = runner.evaluate(stop.until_heard(valid_data.batches()))
+            clock += monotonic() - began  # not counted as training time
+            if dist.any_true(bool(stop)):
+                return  # cut short: half a validation is none
+            progress = runner.progress
+            journal.record(progress.step, "valid", scores, chance)
+            if best_name not in scores:
+                raise ConfigError(
+                    f"{type(objective).__name__}.best_metric is '{best_name}', but validation "
+                    f"gave {', '.join(sorted(scores)) or 'nothing'}; is data.valid empty?"
+                )
+            score = scores[best_name]
+            if _better(score, progress.best, more_is_better):
+                runner.progress = replace(progress, best=score, best_step=progress.step)
+                _export(runner, export, out / "model_best")
+
+        for micro in updates:
+            if runner.progress.step >= optim.steps:
+                break
+            stats = runner.step(micro)
+            step = runner.progress.step
+            _account(window, stats, micro, rate_hz)
+            journal.advance(step)
+            finished = step == optim.steps
+            if step % run.log_every_steps == 0 or finished:
+                seconds, clock = monotonic() - clock, monotonic()
+                values = _report(window, objective, stats, max(seconds, 1e-9))
+                journal.record(step, "train", values, chance)
+                window.clear()
+            if step % run.valid_every_steps == 0 or finished:
+                validate()
+            stopping = dist.any_true(bool(stop))
+            if step % run.save_every_steps == 0 or finished or stopping:
+                store.save(Saved(runner.progress, window.state()), runner.save)
+            if stopping and not finished:
+                journal.close()
+                raise InterruptedAndSaved(
+                    f"{stop.name or 'another rank was'} signalled at step {step} of {optim.steps}; "
+                    f"the checkpoint is in {store.root}: run the same command again to go on"
+                )
+            if finished:
+                break
+        _close(updates)
+        _export(runner, export, out / "model_last")
+        journal.close()
+        models = "model_last" if runner.progress.best is None else "model_best, model_last"
+        if dist.is_main():
+            log.info("finished step %d; in %s: %s, metrics.jsonl", optim.steps, out, models)
+        return runner.progress
+
+
+def build_engine(
+    objective: Objective,
+    optim: OptimConfig,
+    cfg: EngineConfig,
+    device: Any,
+    progress: Progress,
+    out: Path | None = None,
+) -> UpdateEngine:
+    """The engine that `cfg.kind` names; DeepSpeed is imported only when it is chosen."""
+    if cfg.kind == "plain":
+        from speechssl.engine.plain import PlainEngine
+
+        return PlainEngine(objective, optim, cfg, device, progress)
+    from speechssl.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(objective, optim, cfg, device, progress, out=out)
+
+
+def _account(
+    window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz: int
+) -> None:
+    """Add an update to the window; a skipped one counts as skipped and nothing else."""
+    window.add("skipped_updates", float(not stats.finite), 1.0)
+    window.add("grad_norm", stats.grad_norm if stats.finite else 0.0, float(stats.finite))
+    for batch in micro:
+        if batch.num_targets:  # fillers are not data
+            samples = float(batch.wave_lens.sum())
+            window.add("audio_sec", samples / rate_hz, 1.0)
+            window.add("padding", batch.wave.numel() - samples, batch.wave.numel())
+    if stats.finite:
+        window.merge(stats.logs | {"loss": stats.loss})
+
+
+def _report(
+    window: Metrics, objective: Objective, stats: StepStats, seconds: float
+) -> dict[str, float]:
+    """The scalars of a log line: the objective's, then the engine's."""
+    sums = window.reduced()
+    own = {name: sums.pop(name) for name in ("skipped_updates", "grad_norm", "audio_sec", "padding")
+           if name in sums}
+    values: dict[str, float] = {}
+    if "loss" in sums:
+        values["loss"] = float(sums["loss"].total) / max(float(sums["loss"].count), 1.0)
+    values |= {name: float(value) for name, value in objective.summary(sums).items()}
+    values["lr"] = stats.lr
+    values["grad_norm"] = float(own["grad_norm"].total) / max(float(own["grad_norm"].count), 1.0)
+    if "audio_sec" in own:
+        values["audio_sec_per_sec"] = float(own["audio_sec"].total) / seconds
+        values["padding"] = float(own["padding"].total) / max(float(own["padding"].count), 1.0)
+    values["skipped_updates"] = float(own["skipped_updates"].total) / dist.world()
+    return values
+
+
+def _better(score: float, best: float | None, more_is_better: bool) -> bool:
+    if score != score:
+        return False
+    return best is None or (score > best if more_is_better else score < best)
+
+
+def _export(runner: UpdateEngine, export: Export, folder: Path) -> None:
+    weights = runner.full_state_dict()
+    if dist.is_main():
+        export(folder, weights)
+    dist.barrier()
+
+
+def _close(updates: Iterator[Any]) -> None:
+    """End a generator's workers now rather than at interpreter exit."""
+    close = getattr(updates, "close", None)
+    if close is not None:
+        close()
+
+
+@contextmanager
+def _sole_owner(out: Path) -> Iterator[None]:
+    """Hold the run folder, so that a second run into it is refused; freed even by kill -9."""
+    problem, lock = "", None
+    if dist.is_main():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = (out / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = f"run.out {out} is in use by another run; wait for it or choose another"
+        except OSError as error:
+            problem = f"run.out {out} cannot be written: {error.strerror}; choose another"
+    problem = dist.broadcast(problem)
+    if problem:
+        raise ConfigError(problem)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()

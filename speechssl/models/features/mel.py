@@ -1,0 +1,55 @@
+"""Log-mel filterbank energies on the device, as Kaldi computes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms, 10 ms
+LOW_HZ, RATE_HZ = 20.0, 16000
+PREEMPHASIS = 0.97
+FLOOR = torch.finfo(torch.float32).eps
+
+
+def mel_bank(num_bins: int) -> Tensor:
+    """Triangular filters, evenly spaced and triangular in mel, 20 Hz to 8 kHz: (FFT/2 + 1, bins).
+
+    mel(f) = 1127 ln(1 + f / 700), the scale of HTK and Kaldi.
+    """
+
+    def mel(hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hz / 700.0)
+
+    ends = mel(torch.tensor([LOW_HZ, RATE_HZ / 2], dtype=torch.float64))
+    edges = torch.linspace(ends[0].item(), ends[1].item(), num_bins + 2, dtype=torch.float64)
+    bins = mel(torch.arange(FFT // 2 + 1, dtype=torch.float64) * RATE_HZ / FFT)[:, None]
+    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp(min=0.0).float()
+
+
+class LogMel(nn.Module):
+    """Log-mel energies every 10 ms without parameters; no dither, so results repeat."""
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(self, num_bins: int = 80) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        povey = torch.hann_window(WINDOW, periodic=False).pow(0.85)
+        self.register_buffer("window", povey, persistent=False)
+        self.register_buffer("bank", mel_bank(num_bins), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Natural logs (B, F, num_bins) of wave (B, S) in [-1, 1], F = (S - 400) // 160 + 1.
+
+        Frame j sees samples [160 j, 160 j + 400). Levels are those of 16-bit samples, as in Kaldi.
+        """
+        with torch.autocast(wave.device.type, enabled=False):
+            frames = (wave.float() * 32768.0).unfold(1, WINDOW, HOP)  # (B, F, WINDOW)
+            frames = frames - frames.mean(-1, keepdim=True)
+            before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+            frames = (frames - PREEMPHASIS * before) * self.window
+            power = torch.fft.rfft(frames, n=FFT).abs().square()
+            return (power @ self.bank).clamp(min=FLOOR).log()

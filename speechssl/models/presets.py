@@ -1,0 +1,145 @@
+"""Sizes of backbones as data. Torch-free, so that configs and help can be read without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from speechssl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Shape and regularisation of a backbone; the defaults are the preset `tiny`.
+
+    conv_norm: `group` normalises layer 0 per channel over time (wav2vec 2.0 base), `layer` every
+    layer over channels (LV60, XLS-R), `global` every layer over channels and time (wav2vec v1).
+    context: `transformer`, `conv` (wav2vec v1's causal aggregator) or `none` (log-mel baseline).
+    """
+
+    preset: str = "tiny"
+    rate_hz: int = 16000
+    normalize: bool = True  # waveform to zero mean and unit variance over its valid samples
+    conv_dims: tuple[int, ...] = (128, 128, 256, 256, 256, 256, 256)
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = True
+    conv_norm: Literal["group", "layer", "global"] = "layer"
+    context: Literal["transformer", "conv", "none"] = "transformer"
+    context_kernels: tuple[int, ...] = ()  # of the conv aggregator, one per layer
+    dim: int = 256
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 1024
+    norm: Literal["post", "pre"] = "pre"
+    pos_kernel: int = 32
+    pos_groups: int = 16
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.0
+    input_dropout: float = 0.0  # after the projection into the context network
+    feature_dropout: float = 0.0  # on the local features that targets are made of
+    feature_grad_mult: float = 1.0  # gradient scale of the convolutional encoder; 0 freezes it
+
+    def __post_init__(self) -> None:
+        counts = {len(self.conv_dims), len(self.conv_kernels), len(self.conv_strides)}
+        if len(counts) != 1:
+            raise ConfigError(
+                "backbone: conv_dims, conv_kernels and conv_strides must be equally long, got "
+                f"{len(self.conv_dims)}, {len(self.conv_kernels)}, {len(self.conv_strides)}"
+            )
+        if self.context == "transformer" and (self.dim % self.heads or self.dim % self.pos_groups):
+            raise ConfigError(
+                f"backbone: dim {self.dim} must be a multiple of heads ({self.heads}) "
+                f"and of pos_groups ({self.pos_groups})"
+            )
+        if self.context == "conv" and len(self.context_kernels) != self.layers:
+            raise ConfigError(
+                f"backbone: layers is {self.layers} but context_kernels has "
+                f"{len(self.context_kernels)} entries; expected one kernel per layer"
+            )
+        if self.context == "none" and self.layers:
+            raise ConfigError("backbone: context 'none' has no layers; set layers to 0")
+
+
+_BASE = {
+    "normalize": False,
+    "conv_dims": (512,) * 7,
+    "conv_bias": False,
+    "conv_norm": "group",
+    "dim": 768,
+    "layers": 12,
+    "heads": 12,
+    "ffn": 3072,
+    "norm": "post",
+    "pos_kernel": 128,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "layerdrop": 0.05,
+    "input_dropout": 0.1,
+    "feature_dropout": 0.1,
+    "feature_grad_mult": 0.1,
+}
+_LARGE = {"dim": 1024, "layers": 24, "heads": 16, "ffn": 4096}
+
+#: Name -> what differs from `tiny`. Published sizes: spec of wav2vec 2.0 (arXiv 2006.11477),
+#: XLS-R (2111.09296), wav2vec (1904.05862, the `large` aggregator of the released model).
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"conv_dims": (256,) * 7, "dim": 384, "layers": 6, "heads": 6, "ffn": 1536},
+    "base": _BASE,
+    "large": _BASE | _LARGE | {"dropout": 0.0, "layerdrop": 0.2},
+    "xlsr-300m": _LARGE
+    | {"conv_dims": (512,) * 7, "pos_kernel": 128, "dropout": 0.0, "normalize": True},
+    "wav2vec": {
+        "normalize": False,
+        "conv_dims": (512,) * 7,
+        "conv_kernels": (10, 8, 4, 4, 4, 1, 1),
+        "conv_strides": (5, 4, 2, 2, 2, 1, 1),
+        "conv_bias": False,
+        "conv_norm": "global",
+        "context": "conv",
+        "context_kernels": tuple(range(2, 14)),
+        "dim": 512,
+        "layers": 12,
+        "dropout": 0.0,
+    },
+    "wav2vec-tiny": {
+        "normalize": True,
+        "conv_dims": (128, 128, 256, 256, 256),
+        "conv_kernels": (10, 8, 4, 4, 4),
+        "conv_strides": (5, 4, 2, 2, 2),
+        "conv_bias": False,
+        "conv_norm": "global",
+        "context": "conv",
+        "context_kernels": (3,) * 6,
+        "dim": 256,
+        "layers": 6,
+        "dropout": 0.0,
+    },
+    "logmel": {
+        "normalize": False,
+        "conv_dims": (160,),
+        "conv_kernels": (400,),
+        "conv_strides": (320,),
+        "context": "none",
+        "dim": 160,
+        "layers": 0,
+    },
+}
+
+
+def preset(name: str, **overrides: Any) -> BackboneConfig:
+    """The configuration of a named size, with `overrides` on top.
+
+    Raises ConfigError for an unknown name.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(
+            f"backbone.preset: got '{name}', expected one of {', '.join(PRESETS)}{hint}"
+        )
+    return BackboneConfig(**{"preset": name} | PRESETS[name] | overrides)

@@ -1,0 +1,87 @@
+"""The contract of everything that can be trained: SSL objectives and supervised heads alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import nn
+
+from speechssl.models.backbone import Backbone
+from speechssl.types import Batch, Loss, Plan, Progress, Sum
+
+PlanFn = Callable[[np.ndarray, Sequence[np.random.Generator], bool], Plan]
+
+
+class Objective(nn.Module):
+    """Wraps a backbone and turns a batch into a loss; runs in any loop, knows no engine.
+
+    A subclass sets `Config` and `needs`, and defines `plan` and `forward`. Its file name is its
+    config name. Contract tests run over every subclass found.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of the objective; defaults are the paper's base set-up."""
+
+    #: Fields of Batch it reads beyond the waveform; checked before training starts.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: What validation is judged by (a key of `summary`), and whether more is better.
+    best_metric: ClassVar[tuple[str, bool]] = ("loss", False)
+    #: Which field of the training manifest the classes come from: characters, speakers, or none.
+    classes_from: ClassVar[Literal["text", "speaker"] | None] = None
+
+    def __init__(self, backbone: Backbone, cfg: Any, classes: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.cfg = cfg
+        self.classes = tuple(classes)
+
+    @staticmethod
+    def plan(
+        cfg: Any,
+        dim: int,
+        frame_lens: np.ndarray,
+        rngs: Sequence[np.random.Generator],
+        train: bool,
+    ) -> Plan:
+        """Draw the random decisions of a micro-batch in a loader worker.
+
+        `frame_lens` is (B,) frames, `rngs` one generator per utterance, `dim` the backbone's D.
+        The default draws nothing and counts utterances.
+        """
+        return Plan(num_targets=len(frame_lens))
+
+    def plan_fn(self) -> PlanFn:
+        """`plan` bound to this objective's settings, picklable for loader workers."""
+        return partial(type(self).plan, self.cfg, self.backbone.dim)
+
+    def begin_step(self, progress: Progress) -> None:
+        """Called before the forward passes of an update: schedules and LayerDrop from the step."""
+        self.backbone.begin_step(progress.seed, progress.step)
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss of one micro-batch as a sum and a count."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after an update: EMA teachers, queues. The default does nothing."""
+
+    def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
+        """Scalars from reduced logs: total / count for scalars; histograms need an override."""
+        return {
+            name: float(s.total) / max(float(s.count), 1.0)
+            for name, s in sums.items()
+            if s.total.ndim == 0
+        }
+
+    def chance(self) -> dict[str, float]:
+        """Level of each logged metric that means nothing has been learnt, where one is known."""
+        return {}
+
+    def exported(self) -> Backbone:
+        """What downstream work loads."""
+        return self.backbone

@@ -1,0 +1,171 @@
+"""wav2vec 2.0: tell the quantised target of a masked frame from distractors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.errors import ConfigError
+from speechssl.models.backbone import Backbone
+from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise, perplexity
+from speechssl.objectives.base import Objective
+from speechssl.objectives.contrast import accuracy_sum, cosine_logits, draw_negatives
+from speechssl.objectives.masking import SpanMask
+from speechssl.types import Batch, Loss, Plan, Progress, Sum
+
+
+class Wav2Vec2(Objective):
+    """Contrastive loss over masked frames with learnt discrete targets (arXiv 2006.11477, sec. 2).
+
+    Differs: all masked frames of all rows are used (fairseq trims rows to the same count);
+    the feature penalty is averaged per utterance and weighted by its masked frames, so that it
+    adds up over any split of a batch. The diversity term is taken over the micro-batch, as
+    everywhere, and is the one term that depends on how a batch is split.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults are the paper's base set-up; the schedule counts optimizer updates."""
+
+        mask: SpanMask = SpanMask()
+        num_negatives: int = 100
+        logit_temperature: float = 0.1
+        final_dim: int = 256
+        groups: int = 2
+        codes: int = 320
+        code_dim: int = 256
+        temperature_start: float = 2.0
+        temperature_end: float = 0.5
+        temperature_decay: float = 0.999995  # per update
+        diversity_weight: float = 0.1
+        penalty_weight: float = 10.0
+
+        def __post_init__(self) -> None:
+            if self.code_dim % self.groups:
+                raise ConfigError(
+                    f"objective.code_dim {self.code_dim} must be a multiple of groups {self.groups}"
+                )
+
+    needs: ClassVar = frozenset({"mask", "negatives"})
+    best_metric: ClassVar = ("contrastive", False)
+
+    def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
+        super().__init__(backbone, cfg, classes)
+        if backbone.cfg.context != "transformer":
+            raise ConfigError(
+                f"objective wav2vec2 masks the context network's input; backbone.context is "
+                f"'{backbone.cfg.context}', expected 'transformer'"
+            )
+        channels = backbone.cfg.conv_dims[-1]
+        self.quantizer = GumbelQuantizer(channels, cfg.groups, cfg.codes, cfg.code_dim)
+        self.project_q = nn.Linear(cfg.code_dim, cfg.final_dim)
+        self.project_hid = nn.Linear(backbone.dim, cfg.final_dim)
+        self.temperature = cfg.temperature_start
+
+    @staticmethod
+    def plan(
+        cfg: Any,
+        dim: int,
+        frame_lens: np.ndarray,
+        rngs: Sequence[np.random.Generator],
+        train: bool,
+    ) -> Plan:
+        """Masks (B, T) and negatives (M, N); the targets are the masked frames."""
+        mask = cfg.mask.draw(frame_lens, rngs)
+        counts = mask.sum(1)
+        mask[counts < 2] = False  # no negatives to be had
+        counts = mask.sum(1)
+        negatives = draw_negatives(counts, cfg.num_negatives, rngs)
+        return Plan(num_targets=int(counts.sum()), mask=mask, negatives=negatives)
+
+    def begin_step(self, progress: Progress) -> None:
+        """Gumbel temperature of the coming update, a pure function of the step."""
+        super().begin_step(progress)
+        cfg = self.cfg
+        decayed = cfg.temperature_start * cfg.temperature_decay**progress.step
+        self.temperature = max(cfg.temperature_end, decayed)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Loss over the M masked frames of the batch."""
+        mask, negatives = batch.mask, batch.negatives
+        if mask is None or negatives is None:
+            raise ValueError("wav2vec2 needs a batch with mask and negatives; see Objective.plan_fn")
+        z = self.backbone.encode(batch.wave, batch.wave_lens)
+        masked = self.backbone.features(z)[mask]  # (M, C), from the unmasked signal
+        c = self.backbone.context(z, mask).x[mask]  # (M, D)
+        counts = mask.sum(1)
+        noise = None
+        if self.training:
+            shape = (self.cfg.groups, self.cfg.codes)
+            noise = gumbel_noise(batch.seeds.tolist(), counts.tolist(), shape, masked)
+        q = self.quantizer(masked, self.temperature, noise)
+        y, a = self.project_q(q.vectors), self.project_hid(c)
+
+        contrastive = c.new_zeros((), dtype=torch.float32) * a.sum().float()
+        correct = neg_is_pos = torch.zeros((), device=c.device)
+        if len(a):
+            logits = cosine_logits(a, y, mask, negatives, q.codes, self.cfg.logit_temperature)
+            target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+            contrastive = F.cross_entropy(logits, target, reduction="sum")
+            correct = accuracy_sum(logits.detach())
+            neg_is_pos = logits[:, 1:].isinf().float().mean(-1).sum()
+        n = counts.sum()
+        probs = q.probs.mean(0) if len(a) else q.probs.sum(0)
+        diversity = self._diversity(probs) * n
+        penalty = (_mean_square(z.x, z.lens) * counts).sum()
+        total = (
+            contrastive
+            + self.cfg.diversity_weight * diversity
+            + self.cfg.penalty_weight * penalty
+            + 0.0 * self.backbone.masked_spec_embed.sum()  # part of the graph in every batch
+        )
+        hits = F.one_hot(q.codes, self.cfg.codes).sum(0)
+        one = torch.ones((), device=c.device)
+        return Loss(
+            total,
+            n,
+            {
+                "contrastive": Sum(contrastive.detach(), n),
+                "diversity": Sum(diversity.detach(), n),
+                "penalty": Sum(penalty.detach(), n),
+                "accuracy": Sum(correct, n),
+                "neg_is_pos": Sum(neg_is_pos, n),
+                "mask_frac": Sum(n, z.lens.sum()),
+                "gumbel_temperature": Sum(one * self.temperature, one),
+                "code_hist": Sum(hits, n),
+                "prob_hist": Sum(q.probs.detach().sum(0), n),
+            },
+        )
+
+    def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
+        """Adds perplexities of the hard choices and of the softmax, of at most groups * codes."""
+        scalars = super().summary(sums)
+        for name, hist in (("code_ppl", "code_hist"), ("prob_ppl", "prob_hist")):
+            if hist in sums:
+                scalars[name] = perplexity(sums[hist].total)
+        return scalars
+
+    def chance(self) -> dict[str, float]:
+        """Guessing among the positive and its negatives."""
+        choices = 1 + self.cfg.num_negatives
+        return {"contrastive": math.log(choices), "accuracy": 1 / choices}
+
+    def _diversity(self, probs: Tensor) -> Tensor:
+        """(G V - perplexity) / (G V) of mean probabilities (G, V); eq. 4 up to a constant."""
+        entropy = -(probs * (probs + 1e-7).log()).sum(-1)
+        size = self.cfg.groups * self.cfg.codes
+        return (size - entropy.exp().sum()) / size
+
+
+def _mean_square(x: Tensor, lens: Tensor) -> Tensor:
+    """Mean of squares of x (B, T, C) over the valid frames of each row -> (B,) float32."""
+    valid = torch.arange(x.shape[1], device=x.device)[None, :] < lens[:, None]
+    squares = x.float().square().mean(-1).masked_fill(~valid, 0.0)
+    return squares.sum(1) / lens.clamp(min=1)

@@ -1,0 +1,75 @@
+"""Logistic probes on pooled features."""
+
+import numpy as np
+import pytest
+import torch
+
+from speechssl.downstream.probe import leave_one_group_out, linear_probe, pooled
+from speechssl.errors import DataError
+from speechssl.types import Frames
+
+
+def clusters(seed, count=60, classes=3, dim=5, spread=0.5):
+    rng = np.random.default_rng(seed)
+    y = np.arange(count) % classes
+    return np.eye(classes, dim)[y] * 3 + rng.normal(scale=spread, size=(count, dim)), y
+
+
+def test_pooled_stacks_layers_and_ignores_padding():
+    layers = tuple(torch.randn(2, 6, 4) for _ in range(3))
+    lens = torch.tensor([6, 2])
+    got = pooled(Frames(layers[-1], lens, layers))
+    assert got.shape == (2, 3, 8)
+    alone = pooled(Frames(layers[-1][1:, :2], lens[1:], tuple(x[1:, :2] for x in layers)))
+    np.testing.assert_allclose(got[1:], alone, rtol=1e-5)
+    assert pooled(Frames(layers[0], lens), "mean").shape == (2, 1, 4)
+
+
+def test_probe_reads_what_is_there_and_guesses_what_is_not():
+    x, y = clusters(0)
+    test_x, test_y = clusters(1)
+    names = np.array(["a", "b", "c"])
+    assert linear_probe(x, names[y], test_x, names[test_y]) > 0.95
+    shuffled = np.random.default_rng(0).permutation(y)
+    assert linear_probe(x, shuffled, test_x, test_y) < 0.7
+
+
+def test_probe_chooses_the_layer_that_knows():
+    x, y = clusters(0)
+    test_x, test_y = clusters(1)
+    noise = np.random.default_rng(2)
+    stack = np.stack([noise.normal(size=x.shape), x, noise.normal(size=x.shape)], 1)
+    test_stack = np.stack([noise.normal(size=x.shape), test_x, noise.normal(size=x.shape)], 1)
+    assert linear_probe(stack, y, test_stack, test_y) > 0.95
+
+
+def test_test_labels_never_reach_the_fit():
+    x, y = clusters(0)
+    test_x, test_y = clusters(1)
+    right = linear_probe(x, y, test_x, test_y)
+    wrong = linear_probe(x, y, test_x, (test_y + 1) % 3)
+    assert right + wrong <= 1.0
+    assert right > 0.95
+
+
+def test_classes_with_one_item_still_work():
+    x, y = clusters(0, count=12)
+    y = np.where(np.arange(12) == 11, 7, y)
+    assert 0.0 <= linear_probe(x, y, x, y) <= 1.0
+
+
+def test_leave_one_group_out_gives_one_score_a_group():
+    x, y = clusters(0, count=90)
+    groups = np.repeat(["s1", "s2", "s3"], 30)
+    scores = leave_one_group_out(x, y, groups)
+    assert list(scores) == ["s1", "s2", "s3"]
+    assert min(scores.values()) > 0.9
+    x[groups == "s2"] = np.random.default_rng(4).normal(size=(30, 5))
+    assert leave_one_group_out(x, y, groups)["s2"] < 0.7
+
+
+def test_shapes_and_groups_are_checked():
+    with pytest.raises(DataError, match="expected \\(N, D\\)"):
+        linear_probe(np.zeros(3), [0, 1, 0], np.zeros(3), [0, 1, 0])
+    with pytest.raises(DataError, match="at least 2"):
+        leave_one_group_out(np.zeros((2, 2)), [0, 1], ["a", "a"])

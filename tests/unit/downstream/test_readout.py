@@ -1,0 +1,54 @@
+"""Weighted sum of layers and pooling over time."""
+
+import pytest
+import torch
+
+from speechssl.downstream.readout import pool, weighted_sum
+
+
+def padding(lens, frames):
+    return torch.arange(frames)[None] >= torch.tensor(lens)[:, None]
+
+
+def test_zero_weights_are_the_mean_of_the_states():
+    states = torch.randn(3, 2, 5, 4).unbind(0)
+    torch.testing.assert_close(weighted_sum(states, torch.zeros(3)), sum(states) / 3)
+
+
+def test_large_weight_picks_its_state_and_norm_evens_levels():
+    states = [torch.randn(2, 5, 4) * 100, torch.randn(2, 5, 4)]
+    chosen = weighted_sum(states, torch.tensor([-50.0, 50.0]))
+    torch.testing.assert_close(chosen, states[1])
+    even = weighted_sum(states, torch.tensor([50.0, -50.0]), norm=True)
+    torch.testing.assert_close(even.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(even.std(-1, unbiased=False), torch.ones(2, 5), atol=1e-3, rtol=0)
+
+
+def test_weighted_sum_wants_one_weight_a_state():
+    with pytest.raises(ValueError, match="2 states for 3 weights"):
+        weighted_sum([torch.zeros(1, 1, 1)] * 2, torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_std"])
+def test_pooling_ignores_padding(kind):
+    x = torch.randn(2, 6, 3)
+    pad = padding([4, 6], 6)
+    alone = pool(x[:1, :4], padding([4], 4), kind)
+    x[0, 4:] = float("nan")  # even garbage must not leak
+    torch.testing.assert_close(pool(x, pad, kind)[:1], alone)
+
+
+def test_pooling_is_mean_then_unbiased_deviation():
+    x = torch.randn(1, 9, 3)
+    got = pool(x, padding([9], 9), "mean_std")
+    torch.testing.assert_close(got[:, :3], x.mean(1))
+    torch.testing.assert_close(got[:, 3:], x.std(1), atol=1e-5, rtol=1e-5)
+
+
+def test_one_frame_or_none_stays_finite_with_gradient():
+    x = torch.randn(2, 3, 2, requires_grad=True)
+    got = pool(x, padding([1, 0], 3), "mean_std")
+    got.sum().backward()
+    assert got.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

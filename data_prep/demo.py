@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-VOICES = (
+_NAMES = (
     "Alex Alicia Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario "
-    "Michael Mike Nguyen Reed RicishayMax Storm adam anika announcer antonio aunty belinda benjamin "
-    "boris caleb david ed edward edward2 f1 f2 f3 f4 f5 grandma grandpa gustave ian iven john "
-    "kaukovalta klatt klatt2 klatt3 klatt4 linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel "
-    "mike2 norbert pablo paul pedro quincy rob robert sandro shelby steph travis victor zac"
-).split(" ")  # whispering, robot and near-duplicate voices left out
+    "Michael Mike Nguyen Reed RicishayMax Storm adam anika announcer antonio aunty belinda "
+    "benjamin boris caleb david ed edward edward2 f1 f2 f3 f4 f5 grandma grandpa gustave ian "
+    "iven john kaukovalta klatt klatt2 klatt3 klatt4 linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo "
+    "max michel miguel mike2 norbert pablo paul pedro quincy rob robert sandro shelby steph travis victor zac"
+)  # whispering, robot and near-duplicate voices left out
+VOICES = tuple(_NAMES.split(" "))
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 SLOTS = (  # a sentence takes one word of each slot, in this order; the first and last may be absent
     ("ANNA", "BOB", "CLARA", "DAVID", "EMMA", "FRANK", "GRACE", "HENRY"),
@@ -95,9 +96,10 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     every speaker 60/20/20. Raises DataError when the corpus is not there or files are missing.
     """
     corpus, out = Path(corpus_dir), Path(out_dir)
-    if (done := finished(out, "demo", corpus)) is not None:
+    source = corpus / "corpus.jsonl"
+    if (done := finished(out, "demo", source)) is not None:
         return done
-    utterances = read_manifest(corpus / "corpus.jsonl")
+    utterances = read_manifest(source)
     if missing := [u.audio for u in utterances if not Path(u.audio).is_file()]:
         raise DataError(
             f"{corpus}: {len(missing)} of {len(utterances)} files are missing, first {missing[0]}; "
@@ -116,7 +118,7 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     }
     lists |= {f"asr_{split}": found for split, found in asr.items()}
     lists |= {f"spk_{split}": found for split, found in split_clips(utterances, "demo").items()}
-    return write_lists(out, "demo", corpus, lists)
+    return write_lists(out, "demo", source, lists)
 
 
 def _check_same(whole: Path, speakers: int, utterances: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What the corpus scripts share: a finished mark, lists written together, and their command line."""
+"""What the corpus scripts share: finished marks, lists written together, one command line."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ MARK = ".completed"
 
 
 def finished(out_dir: Path, name: str, source: Path) -> dict[str, Path] | None:
-    """The manifests of an earlier `prepare` of the same source, or None when there is work to do."""
+    """The manifests of an earlier `prepare` of the same source, or None when there is work to do.
+
+    A `source` that is a file also counts as changed when it is newer than the mark.
+    """
     mark = _read_mark(out_dir).get(name)
     if not mark or mark["source"] != str(source.absolute()):
+        return None
+    if source.is_file() and source.stat().st_mtime > (out_dir / MARK).stat().st_mtime:
         return None
     paths = {split: out_dir / f"{split}.jsonl" for split in mark["utterances"]}
     if not all(path.is_file() for path in paths.values()):

@@ -127,8 +127,11 @@ def from_settings(settings: Mapping[str, Setting]) -> Config:
     given = {k: s for k, s in settings.items() if not k.startswith("objective.")}
     reject_unknown(given, [*known, "objective.name"])
     objective_class, name = _objective_class(settings)
-    known += ["objective.name", *leaves(objective_class.Config, "objective.")]
-    reject_unknown(settings, known)
+    own = {k: s for k, s in settings.items() if k.startswith("objective.")}
+    try:
+        reject_unknown(own, ["objective.name", *leaves(objective_class.Config, "objective.")])
+    except ConfigError as error:
+        raise ConfigError(f"{error} (objective.name is '{name}')") from error
 
     sources = {key: setting.source for key, setting in settings.items()}
     init = build(InitConfig, "init", settings)
@@ -177,9 +180,7 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
 def _objective_class(settings: Mapping[str, Setting]) -> tuple[type[Objective], str]:
     setting = settings.get("objective.name")
     if setting is None:
-        raise ConfigError(
-            f"objective.name is not set; expected one of {', '.join(lookup.names())}"
-        )
+        raise ConfigError(f"objective.name is not set; expected one of {', '.join(lookup.names())}")
     name = typed("objective.name", str, setting)
     from speechssl.objectives.base import Objective
 
@@ -189,9 +190,7 @@ def _objective_class(settings: Mapping[str, Setting]) -> tuple[type[Objective], 
         raise ConfigError(f"{setting.source}: {error}") from error
 
 
-def _backbone_of_preset(
-    settings: Mapping[str, Setting], sources: dict[str, str]
-) -> BackboneConfig:
+def _backbone_of_preset(settings: Mapping[str, Setting], sources: dict[str, str]) -> BackboneConfig:
     """The preset's values with the explicit ones on top."""
     hints = leaves(BackboneConfig, "backbone.")
     explicit = {

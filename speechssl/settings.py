@@ -139,11 +139,11 @@ def reject_unknown(settings: Mapping[str, Setting], known: Iterable[str]) -> Non
         sections = list(dict.fromkeys(k.partition(".")[0] for k in known))
         inside = [k for k in known if k.rpartition(".")[0] == section]
         elsewhere = [k for k in known if k.rpartition(".")[2] == name]
-        near = (
-            get_close_matches(key, inside, n=1, cutoff=0.75)
-            or elsewhere[:1]
-            or get_close_matches(key, known, n=1, cutoff=0.6)
-        )
+        # Without the section, which all of them share and which would make any two alike.
+        part = key.partition(".")[2]
+        siblings = {k.partition(".")[2]: k for k in known if k.startswith(key[: -len(part)])}
+        near = [siblings[n] for n in get_close_matches(part, siblings, n=1, cutoff=0.7)]
+        near = near or elsewhere[:1] or get_close_matches(key, known, n=1, cutoff=0.75)
         if near:
             hint = f"did you mean '{near[0]}'?"
         elif inside:
@@ -172,7 +172,7 @@ def typed(key: str, hint: Any, setting: Setting) -> Any:
     inner = typing.get_args(hint)
     many = typing.get_origin(hint) is tuple and len(inner) == 2 and inner[1] is Ellipsis
     one_for_many = many and not (
-        isinstance(raw, list | tuple) or (setting.typed_in and raw.startswith("["))
+        isinstance(raw, list | tuple) or (setting.typed_in and str(raw).startswith("["))
     )
     parser.add_argument("--value", type=inner[0] if one_for_many else hint)
     try:

@@ -95,7 +95,7 @@ class Batch:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: ZeRO-3 looks for tensors in vars() of what a module returns
 class Frames:
     """What every network stage returns: a padded sequence and its lengths."""
 
@@ -119,7 +119,7 @@ class Sum(NamedTuple):
     count: Tensor
 
 
-@dataclass(slots=True)
+@dataclass  # no slots, as Frames
 class Loss:
     """A SUM over targets with its count; the engine divides by the global count, nobody else.
 

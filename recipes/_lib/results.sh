@@ -14,6 +14,13 @@ json_number() {
   printf '%s' "${found:--}"
 }
 
+# json_column FILE KEY: the number after every KEY, one a line: a column of a list of rows.
+json_column() {
+  tr -d '\n ' <"$1" | awk -v key="\"$2\":" '
+    { count = split($0, parts, key)
+      for (i = 2; i <= count; i++) { sub(/[],}].*/, "", parts[i]); print parts[i] } }'
+}
+
 # percent FILE KEY [N]: the same as a percentage with one decimal.
 percent() {
   local value
@@ -36,7 +43,7 @@ provenance() {
   commit=$(git rev-parse --short HEAD 2>/dev/null || printf 'no git')
   if [[ -n $(git status --porcelain --untracked-files=no 2>/dev/null) ]]; then commit+=', changed'; fi
   printf -- '- date: %s; commit: %s\n' "$(date -u '+%Y-%m-%d')" "$commit"
-  printf -- '- hardware: %s, %s processes x %s threads\n' "$(hardware)" "$nproc" "$OMP_NUM_THREADS"
+  printf -- '- hardware: %s, %s processes x %s threads\n' "$(hardware)" "${nproc:-1}" "$OMP_NUM_THREADS"
   printf -- '- versions: %s\n' "$(grep -E '^(torch|torchaudio|deepspeed)==' constraints.txt | tr '\n' ' ')"
 }
 

@@ -4,6 +4,7 @@
 #   run_stage 0 "manifests" some_function      for each stage, in order
 # and uses $out, $data, $smoke and `train` inside its functions. No Python in recipes.
 set -euo pipefail
+: "${recipe:?set recipe to the folder of the recipe before sourcing this file}"
 
 stage=0 stop_stage=99 nproc='' smoke=0 data='' out=''
 
@@ -148,8 +149,10 @@ speechssl() {
 train() {
   local words=(train "$@")
   if ((smoke)); then
-    words+=(--optim.steps 20 --optim.warmup_steps 2 --run.valid_every_steps 10
-      --run.save_every_steps 20)
+    words+=(--optim.steps 20 --optim.warmup_steps 2 --optim.hold_steps 0
+      --run.log_every_steps 5 --run.valid_every_steps 10 --run.save_every_steps 20
+      --data.min_sec 0.5 --data.max_sec 4 --data.batch_sec 12 --data.update_sec 12
+      --data.workers 0 --engine.precision fp32)
   fi
   if ((nproc > 1)); then
     printf '+ torchrun --standalone --nproc_per_node %d -m speechssl %s\n' "$nproc" "${words[*]}"
@@ -157,6 +160,13 @@ train() {
   else
     speechssl "${words[@]}"
   fi
+}
+
+# demo_speech DIR: synthetic voices and their manifests; a few minutes of them under --smoke.
+demo_speech() {
+  local size=()
+  if ((smoke)); then size=(--speakers 8 --utterances 10); fi
+  python -m data_prep.demo "$1" ${size[@]+"${size[@]}"}
 }
 
 # need_data WHAT: stop with a hint where --data is missing.

@@ -20,10 +20,10 @@ read -ra labels <<<"${LABELS:-10min 1h 10h 100h}"
 evaluation_sets=(dev-clean dev-other test-clean test-other)
 corpus=${data:-$out/download}
 init=${INIT:-$out/pretrain/model}
-small=()
+preset=base
 if ((smoke)); then
+  preset=tiny
   subsets=("${subsets[0]}")
-  small=(--data.max_sec 8 --data.batch_sec 24 --data.update_sec 24 --data.workers 0 --engine.precision fp32)
 fi
 
 download() {
@@ -46,7 +46,7 @@ manifest_stage() {
 # --smoke without --data: the demo corpus under the names of this one.
 demo_as_librispeech() {
   local name
-  python -m data_prep.demo "$manifests"
+  demo_speech "$manifests"
   (
     cd "$manifests"
     for name in "${subsets[0]}" train-clean-100 finetune-{10min,1h,10h}; do
@@ -78,7 +78,7 @@ pretrain() {
   fi
   train --config $recipe/conf/pretrain.yaml --run.out "$out/pretrain" \
     --data.train "$(manifest_list "${subsets[@]}")" --data.valid "$(manifest_list dev-clean)" \
-    ${small[@]+"${small[@]}" --backbone.preset tiny}
+    --backbone.preset "$preset"
 }
 
 finetune() {
@@ -86,8 +86,7 @@ finetune() {
   for size in "${labels[@]}"; do
     train --config $recipe/conf/finetune.yaml --config "$recipe/conf/finetune_$size.yaml" \
       --run.out "$out/finetune_$size" --init.from "$init" \
-      --data.train "$(label_manifest "$size")" --data.valid "$(manifest_list dev-other)" \
-      ${small[@]+"${small[@]}"}
+      --data.train "$(label_manifest "$size")" --data.valid "$(manifest_list dev-other)"
   done
 }
 
@@ -98,7 +97,7 @@ decode() {
       speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
         --out "$out/finetune_$size/greedy_$name"
       speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
-        --out "$out/finetune_$size/beam_$name" --beam "${BEAM:-50}"
+        --out "$out/finetune_$size/beam_$name" --decode beam --beam "${BEAM:-50}"
     done
   done
 }
@@ -107,6 +106,7 @@ results_table() {
   local size method name
   printf '# Results: LibriSpeech\n\n'
   provenance
+  # shellcheck disable=SC2016 # the backquotes are Markdown's
   printf -- '- pre-training: %s; command: `bash recipes/librispeech/run.sh%s`\n' "${INIT:-${subsets[*]}}" \
     "$( ((!smoke)) || printf ' --smoke')"
   printf '\nWord error rate in percent, no language model.\n\n'
@@ -116,7 +116,7 @@ results_table() {
     for method in greedy beam; do
       printf '| %s | %s |' "$size" "$method"
       for name in "${evaluation_sets[@]}"; do
-        printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/wer.json" wer)"
+        printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/results.json" wer)"
       done
       printf '\n'
     done

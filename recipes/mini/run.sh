@@ -14,14 +14,14 @@ manifests=${data:-$out/data}
 
 demo_corpus() {
   if [[ -z $data ]]; then
-    python -m data_prep.demo "$manifests"
+    demo_speech "$manifests"
   fi
   speechssl manifest "$manifests/pretrain.jsonl"
 }
 
 pretrain() {
   train --config $recipe/conf/pretrain.yaml --run.out "$out/pretrain" \
-    --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/asr_dev.jsonl"
+    --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
 }
 
 finetune_ctc() {
@@ -47,8 +47,8 @@ report() {
 summary() {
   cat <<TEXT
 
-Word error rate on unseen voices      $(percent "$out/eval/asr/wer.json" wer) %   (characters: $(percent "$out/eval/asr/wer.json" cer) %)
-Speaker accuracy on unseen sentences  $(percent "$out/eval/speaker/speaker.json" accuracy) %
+Word error rate on unseen voices      $(percent "$out/eval/asr/results.json" wer) %   (characters: $(percent "$out/eval/asr/results.json" cer) %)
+Speaker accuracy on unseen sentences  $(percent "$out/eval/speaker/results.json" accuracy) %
 Synthetic speech and a minute of training: these numbers say that everything works, not how well.
 
 Where everything lies, below $out:

@@ -13,7 +13,12 @@ parse_options "$@"
 source recipes/_lib/setup.sh
 source recipes/_lib/results.sh
 manifests=$out/manifests
-label_sizes=(10min 1h)
+label_sizes() { # the smaller corpus has no hour of labels
+  local size
+  for size in 10min 1h; do
+    if [[ -f $manifests/asr_train_$size.jsonl ]]; then printf '%s\n' "$size"; fi
+  done
+}
 
 manifest_stage() {
   if ((smoke)) && [[ -z $data ]]; then
@@ -21,21 +26,14 @@ manifest_stage() {
     return
   fi
   need_data "a folder with so762_full/ or so762/"
-  local corpus=$data
-  for name in so762 so762_full; do
-    if [[ -f $data/$name/manifest.jsonl ]]; then corpus=$data/$name; fi
-  done
-  python -m data_prep.so762 prepare "$corpus" "$manifests"
+  python -m data_prep.so762 prepare "$data" "$manifests"
 }
 
 # --smoke without --data: the demo corpus under the names of this one.
 demo_as_so762() {
-  python -m data_prep.demo "$manifests"
-  (
-    cd "$manifests"
-    cp asr_dev.jsonl pretrain_valid.jsonl
-    for size in "${label_sizes[@]}"; do cp asr_train.jsonl "asr_train_$size.jsonl"; done
-  )
+  demo_speech "$manifests"
+  local size
+  for size in 10min 1h; do cp "$manifests/asr_train.jsonl" "$manifests/asr_train_$size.jsonl"; done
 }
 
 pretrain() {
@@ -53,7 +51,7 @@ asr() {
 
 recognisers() {
   local size
-  for size in "${label_sizes[@]}"; do
+  for size in $(label_sizes); do
     asr ctc ssl "$size" --init.from "$out/pretrain/model"
     asr ctc scratch "$size" --backbone.preset tiny
     asr ctc_frozen frozen_ssl "$size" --init.from "$out/pretrain/model"
@@ -91,7 +89,7 @@ evaluate() {
 results() {
   local size
   speechssl report "$out/pretrain" --out "$out/curves_pretrain.png"
-  for size in "${label_sizes[@]}"; do
+  for size in $(label_sizes); do
     speechssl report "$out/asr/ssl_$size" "$out/asr/scratch_$size" --out "$out/curves_asr_$size.png" \
       --labels "pre-trained" "from scratch"
   done
@@ -102,14 +100,14 @@ results() {
 
 # asr_row TITLE NAME SIZE: WER and CER in percent on dev and test, with the 95 % interval on test.
 asr_row() {
-  local dev=$out/asr/$2_$3/eval_dev/wer.json test=$out/asr/$2_$3/eval_test/wer.json
+  local dev=$out/asr/$2_$3/eval_dev/results.json test=$out/asr/$2_$3/eval_test/results.json
   printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$3" \
     "$(percent "$dev" wer)" "$(percent "$dev" cer)" \
     "$(percent "$test" wer)" "$(interval "$test")" "$(percent "$test" cer)"
 }
 
 speaker_row() {
-  local dev=$out/speaker/$2/eval_dev/speaker.json test=$out/speaker/$2/eval_test/speaker.json
+  local dev=$out/speaker/$2/eval_dev/results.json test=$out/speaker/$2/eval_test/results.json
   printf '| %s | %s | %s |\n' "$1" "$(percent "$dev" accuracy)" "$(percent "$test" accuracy)"
 }
 
@@ -117,11 +115,12 @@ results_table() {
   local size
   printf '# Results: speechocean762\n\n'
   provenance
+  # shellcheck disable=SC2016 # the backquotes are Markdown's
   printf -- '- command: `bash recipes/so762/run.sh%s`\n' "$( ((!smoke)) || printf ' --smoke')"
   printf '\n## Speech recognition, greedy decoding, unseen speakers (percent)\n\n'
   printf '| start | labels | dev WER | dev CER | test WER | 95 %% interval | test CER |\n'
   printf '| --- | --- | --- | --- | --- | --- | --- |\n'
-  for size in "${label_sizes[@]}"; do
+  for size in $(label_sizes); do
     asr_row "pre-trained, fine-tuned" ssl "$size"
     asr_row "from scratch, same budget" scratch "$size"
     asr_row "pre-trained, frozen" frozen_ssl "$size"

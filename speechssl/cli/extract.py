@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from speechssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from speechssl.extract.extractor import Layer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
     )
-    p.add_argument(
-        "--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)"
-    )
+    p.add_argument("--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     return p
@@ -60,8 +62,10 @@ def main(argv: Sequence[str]) -> int:
         world=world,
     )
     tell_skipped(skips)
-    print(f"{args.out}: {written} utterances written, layer {layer}, {extractor.backbone.dim} "
-          f"dimensions, {extractor.geometry.rate_hz / extractor.geometry.hop:g} frames a second")
+    print(
+        f"{args.out}: {written} utterances written, layer {layer}, {extractor.backbone.dim} "
+        f"dimensions, {extractor.geometry.rate_hz / extractor.geometry.hop:g} frames a second"
+    )
     print("read them: from speechssl.extract.store import open_features")
     return 0
 
@@ -74,12 +78,10 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def _layer(text: str) -> int | str:
-    if text in ("all", "mean"):
+def _layer(text: str) -> Layer:
+    if text == "all" or text == "mean":
         return text
     try:
         return int(text)
     except ValueError as error:
-        raise ConfigError(
-            f"--layer: got '{text}', expected a number, 'all' or 'mean'"
-        ) from error
+        raise ConfigError(f"--layer: got '{text}', expected a number, 'all' or 'mean'") from error

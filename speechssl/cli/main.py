@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from speechssl import __version__
 from speechssl.errors import ConfigError, SpeechSSLError
 
 #: Verb -> one line of help. Each verb is the module of that name beside this file.
@@ -23,6 +24,9 @@ VERBS = {
     "report": "learning curves of runs as a picture",
 }
 
+INTERRUPTED_AND_SAVED = 75  # EX_TEMPFAIL: the same command goes on
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code (0 ok, 1 failure, 2 usage or config, 3 data)."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0 if words else 2
     if words[0] == "--version":
-        print(version())
+        print(f"speechssl {__version__}")
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
@@ -39,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("speechssl", f"unknown verb '{verb}'; {hint}")
         return 2
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    logging.getLogger("speechssl").setLevel(logging.WARNING if rank else logging.INFO)
     logging.basicConfig(
-        level=logging.WARNING if rank else logging.INFO,
         format=f"rank {rank}: %(message)s" if rank else "%(message)s",
         stream=sys.stderr,
     )
@@ -53,9 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         # Every rank reads the same configuration, so one complaint about it is enough.
-        if rank == 0 or not isinstance(error, ConfigError):
+        code = error.exit_code if isinstance(error, SpeechSSLError) else 1
+        if code == INTERRUPTED_AND_SAVED:
+            if rank == 0:
+                print(f"speechssl {verb}: {error}", file=sys.stderr)
+        elif rank == 0 or not isinstance(error, ConfigError):
             complain(f"speechssl {verb}", f"rank {rank}: {error}" if rank else str(error))
-        return error.exit_code if isinstance(error, SpeechSSLError) else 1
+        return code
     except KeyboardInterrupt:
         complain(f"speechssl {verb}", "interrupted")
         return 130
@@ -67,7 +75,7 @@ def complain(who: str, message: str) -> None:
 
 
 def without_local_rank(words: Sequence[str]) -> list[str]:
-    """The words less `--local_rank N`, which DeepSpeed's launcher adds; LOCAL_RANK says the same."""
+    """The words less `--local_rank N`, which DeepSpeed's launcher adds beside LOCAL_RANK."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -92,13 +100,3 @@ def help_text() -> str:
         "speechssl train ...` or `deepspeed --num_gpus N --module speechssl train ...`.\n"
         "Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 data, 75 interrupted and saved."
     )
-
-
-def version() -> str:
-    """The installed version, or a word where the package runs from its sources."""
-    from importlib import metadata
-
-    try:
-        return f"speechssl {metadata.version('speechssl')}"
-    except metadata.PackageNotFoundError:
-        return "speechssl (not installed)"

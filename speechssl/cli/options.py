@@ -38,7 +38,8 @@ def _rows(cls: type, section: str) -> list[tuple[str, str, str, str]]:
             default = None if field.default_factory is MISSING else field.default_factory()
             shown = "(required)" if field.default_factory is MISSING else f"[{default}]"
         else:
-            shown = f"[{', '.join(map(str, default)) if isinstance(default, tuple) else default}]"
+            listed = isinstance(default, tuple)
+            shown = f"[{', '.join(map(str, default)) if listed else default}]"
         rows.append((f"--{name}", describe_type(hint), shown, comments.get(field.name, "")))
     return rows
 
@@ -59,7 +60,7 @@ def field_comments(cls: type) -> dict[str, str]:
     for node in getattr(body, "body", []):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
-        text, alone = comments.get(node.end_lineno or node.lineno, ("", False))
+        text, _ = comments.get(node.end_lineno or node.lineno, ("", False))
         if not text:
             above: list[str] = []
             line = node.lineno - 1

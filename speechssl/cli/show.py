@@ -62,8 +62,9 @@ def folder_facts(what: Path) -> tuple[dict[str, Any], Config | None]:
 
         return {"manifest": str(what)} | describe(read_manifest(what)), None
     if not what.exists():
-        raise ConfigError(f"'{what}' does not exist; expected a configuration, model, run, "
-                          "checkpoint or manifest")
+        raise ConfigError(
+            f"'{what}' does not exist; expected a configuration, model, run, checkpoint or manifest"
+        )
     if (what / "config.json").is_file():
         return {"model": str(what)} | model_facts(what), None
     if (what / "config.yaml").is_file():
@@ -150,9 +151,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     if (folder / "metrics.jsonl").is_file():
         curves = read_curves(folder).curves
         facts["updates"] = max(steps[-1] for steps, _ in curves.values())
-        facts |= {f"valid_{name}": y[-1] for (split, name), (_, y) in curves.items() if split == "valid"}
+        facts |= {
+            f"valid_{name}": y[-1] for (split, name), (_, y) in curves.items() if split == "valid"
+        }
     facts["checkpoints"] = len(list(folder.glob("ckpt/step_*/MANIFEST.json")))
-    facts["models"] = ", ".join(str(p.parent) for p in sorted(folder.glob("**/config.json")))
+    facts["models"] = ", ".join(str(p.parent) for p in sorted(folder.glob("*/config.json")))
     return facts
 
 

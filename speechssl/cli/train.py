@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechssl.config import SECTIONS, Config, cross_checks, resolve
-
+from speechssl.settings import Setting, read_arguments, read_yaml, typed
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +38,12 @@ def run(config: Config, command: str) -> int:
     from speechssl.engine import dist
 
     device = dist.setup(group=config.engine.kind == "deepspeed")
-    try:
-        cross_checks(config, device=device.type)
-        progress, objective = fit(config, command)
-        if dist.is_main():
-            print(closing(config, progress, objective))
-    finally:
-        dist.shutdown()
+    cross_checks(config, device=device.type)
+    progress, objective = fit(config, command)
+    if dist.is_main():
+        print(closing(config, progress, objective))
+    # Not after an error: the other ranks may be waiting for us, and the launcher ends them.
+    dist.shutdown()
     return 0
 
 
@@ -64,11 +64,19 @@ def fit(config: Config, command: str) -> tuple[Progress, Objective]:
     train_data, valid_data = make_data(config, objective, utterances, held_out)
     if dist.is_main():
         print(summary(config, objective, train_data, valid_data), flush=True)
-        write_run_files(config, command, objective)
+        # An existing folder may be another run's; it is ours once training has begun to export.
+        if not (Path(config.run.out) / "config.yaml").exists():
+            write_run_files(config, command, objective)
 
-    def export(folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        card = {"title": Path(config.run.out).name, "command": command, "data": described(config)}
-        save_bundle(folder, objective, state_dict=state_dict, card=card)
+    def export(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        card = {
+            "title": Path(config.run.out).name,
+            "command": command,
+            "data": ", ".join(config.data.train),
+        }
+        save_bundle(folder, objective, state_dict=weights, card=card)
+        point_to_model(Path(config.run.out), folder)
+        write_run_files(config, command, objective)
 
     progress = train(
         objective,
@@ -79,6 +87,7 @@ def fit(config: Config, command: str) -> tuple[Progress, Objective]:
         config.engine,
         export=export,
         config=config.to_dict(),
+        seed=config.data.seed,
     )
     return progress, objective
 
@@ -89,7 +98,7 @@ def make_data(
     utterances: Sequence[Utterance],
     held_out: Sequence[Utterance],
 ) -> tuple[TrainData, EvalData | None]:
-    """This rank's training batches, and validation batches where there is a manifest for them."""
+    """Training batches of one rank, and validation batches where there is a manifest for them."""
     from speechssl.cli.assembly import target_readers
     from speechssl.data.loader import EvalData, TrainData, select
     from speechssl.data.skips import Skips
@@ -108,9 +117,7 @@ def make_data(
         return train_data, None
     skips = Skips()
     if speaker_index is not None:  # a closed set: nobody else can be right
-        held_out = select(
-            held_out, geometry, config.data, skips, speaker_index=speaker_index
-        )
+        held_out = select(held_out, geometry, config.data, skips, speaker_index=speaker_index)
     return train_data, EvalData(held_out, geometry, config.data, plan, skips=skips, **place)
 
 
@@ -160,9 +167,14 @@ def audio_of(utterances: Sequence[Utterance]) -> str:
     return f"{len(utterances)} utterances, {hours:.2f} h{said}"
 
 
-def described(config: Config) -> str:
-    """The training manifests, for the model card."""
-    return ", ".join(config.data.train)
+def point_to_model(out: Path, newest: Path) -> None:
+    """Let `out/model` lead to the best model, or to the newest while there is no best."""
+    best = out / "model_best"
+    target = best if best.is_dir() else newest
+    link = out / f".model.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name, target_is_directory=True)
+    link.replace(out / "model")
 
 
 def write_run_files(config: Config, command: str, objective: Objective) -> None:
@@ -195,13 +207,12 @@ def write_run_files(config: Config, command: str, objective: Objective) -> None:
 def closing(config: Config, progress: Progress, objective: Objective) -> str:
     """Where everything lies and what to type next."""
     out = Path(config.run.out)
-    models = sorted(str(p.parent) for p in out.glob("*/config.json"))
     model = shlex.quote(str(out / "model"))
     lines = [f"\nfinished {progress.step} updates; everything lies in {out}"]
     if progress.best is not None:
         metric = type(objective).best_metric[0]
         lines.append(f"  best       {metric} {progress.best:.4g} at update {progress.best_step}")
-    lines += [f"  model      {folder}" for folder in models]
+    lines.append(f"  model      {out / 'model'} (leads to {os.readlink(out / 'model')})")
     lines.append(f"  curves     {out / 'metrics.jsonl'}")
     lines.append("next:")
     held_out = shlex.quote(config.data.valid[0]) if config.data.valid else "MANIFEST.jsonl"
@@ -214,18 +225,17 @@ def closing(config: Config, progress: Progress, objective: Objective) -> str:
             f"  speechssl train --init.from {model} --objective.name ctc --data.train "
             "TRANSCRIBED.jsonl --run.out exp/asr"
         )
-    lines.append(f"  speechssl report {shlex.quote(str(out))} --out {shlex.quote(str(out / 'curves.png'))}")
+    curves = shlex.quote(str(out / "curves.png"))
+    lines.append(f"  speechssl report {shlex.quote(str(out))} --out {curves}")
     return "\n".join(lines)
 
 
 def help_text(words: Sequence[str]) -> str:
     """Every setting with type, default and meaning; those of the objective once it is named."""
-    from speechssl.cli.options import docstring_line, section_help
-    from speechssl.lookup import names
-    from speechssl.settings import read_arguments, read_yaml, typed
+    from speechssl.cli.options import section_help
 
     files, typed_in = read_arguments(words)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Setting] = {}
     for file in files:
         settings |= read_yaml(file)
     named = (settings | typed_in).get("objective.name")
@@ -238,18 +248,25 @@ def help_text(words: Sequence[str]) -> str:
     ]
     for name, cls in SECTIONS.items():
         if name == "optim":
-            if named is None:
-                rows = [f"  {n:<10}  {docstring_line(module)}" for n, module in names().items()]
-                parts.append(
-                    "objective:\n  --objective.name NAME  (required); one of the following or "
-                    "package.module:Class;\n  NAME's own settings: speechssl train --objective.name "
-                    "NAME --help\n" + "\n".join(rows)
-                )
-            else:
-                from speechssl.lookup import find
-                from speechssl.objectives.base import Objective
-
-                chosen = typed("objective.name", str, named)
-                parts.append(section_help(find(chosen, Objective).Config, "objective"))
+            parts.append(objective_help(named))
         parts.append(section_help(cls, name))
     return "\n\n".join(parts)
+
+
+def objective_help(named: Setting | None) -> str:
+    """The settings of the objective that is named, or the names there are."""
+    from speechssl.cli.options import docstring_line, section_help
+    from speechssl.lookup import find, names
+
+    if named is None:
+        rows = [f"  {name:<10}  {docstring_line(module)}" for name, module in names().items()]
+        return (
+            "objective:\n"
+            "  --objective.name NAME  (required); one of these, or package.module:Class.\n"
+            "  What NAME can be told: speechssl train --objective.name NAME --help\n"
+            + "\n".join(rows)
+        )
+    from speechssl.objectives.base import Objective
+
+    chosen = find(typed("objective.name", str, named), Objective)
+    return section_help(chosen.Config, "objective")

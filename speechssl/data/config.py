@@ -20,7 +20,9 @@ class DataConfig:
     batch_sec: float = 48.0  # most padded audio of one micro-batch on one rank
     bucket_updates: int = 16  # updates drawn from one pool sorted by length; 1 = no sorting
     channel: Literal["mix", "first"] = "mix"  # what to do with several channels
-    unknown_text: Literal["skip", "error"] = "skip"  # transcripts with characters not in the vocabulary
+    unknown_text: Literal["skip", "error"] = (
+        "skip"  # transcripts with characters not in the vocabulary
+    )
     max_bad_fraction: float = 0.01  # of utterances that may be unusable before the run stops
     max_bad: int = 100
     workers: int = 2  # loader processes per rank; 0 = read in the training process

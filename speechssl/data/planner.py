@@ -22,7 +22,13 @@ class Planner:
     """
 
     def __init__(
-        self, lengths: np.ndarray, update: int, batch: int, *, bucket_updates: int = 16, seed: int = 1
+        self,
+        lengths: np.ndarray,
+        update: int,
+        batch: int,
+        *,
+        bucket_updates: int = 16,
+        seed: int = 1,
     ) -> None:
         if len(lengths) == 0 or int(lengths.min()) <= 0:
             raise ValueError("planner: expected at least one utterance and positive lengths")

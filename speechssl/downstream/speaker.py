@@ -82,9 +82,7 @@ class Speaker(Objective):
         self.projector = nn.Linear(backbone.dim, cfg.proj_dim)
         width = cfg.proj_dim * (2 if cfg.pooling == "mean_std" else 1)
         cosine = cfg.loss != "softmax"
-        self.classifier = nn.Linear(width, len(self.classes), bias=not cosine)
-        if cosine:
-            nn.init.xavier_uniform_(self.classifier.weight)
+        self.classifier = (CosineLinear if cosine else nn.Linear)(width, len(self.classes))
 
     def train(self, mode: bool = True) -> Speaker:
         """Training mode, from which a frozen backbone is excepted."""
@@ -113,12 +111,8 @@ class Speaker(Objective):
 
     def logits(self, embedding: Tensor) -> Tensor:
         """Scores of the classes without margin: embedding (B, E) -> (B, number of speakers)."""
-        if self.cfg.loss == "softmax":
-            return self.classifier(embedding).float()
-        # Cosines differ in the digits that bf16 does not have.
-        with torch.autocast(embedding.device.type, enabled=False):
-            weight = F.normalize(self.classifier.weight.float(), dim=1)
-            return self.cfg.scale * (F.normalize(embedding.float(), dim=1) @ weight.T)
+        scores = self.classifier(embedding).float()
+        return scores if self.cfg.loss == "softmax" else self.cfg.scale * scores
 
     def forward(self, batch: Batch) -> Loss:
         """Cross-entropy summed over utterances. Raises DataError for an unknown speaker."""
@@ -159,6 +153,23 @@ class Speaker(Objective):
         if self.cfg.loss == "softmax":
             levels["loss"] = math.log(len(self.classes))
         return levels
+
+
+class CosineLinear(nn.Linear):
+    """Cosine of an input with each of S class vectors, always in float32.
+
+    A module of its own, because ZeRO-3 gathers a weight only while its module runs.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, E) to cosines (B, S)."""
+        # Cosines near 1 differ in digits that bf16 does not have.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.normalize(x.float(), dim=1) @ F.normalize(self.weight.float(), dim=1).T
 
 
 def with_margin(cosine: Tensor, target: Tensor, kind: Criterion, margin: float) -> Tensor:

@@ -29,7 +29,8 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.types import Batch, Loss
 
 _TAG = "shards"
-_BUCKET = 50_000_000  # elements per reduction, 200 MB
+_BUCKET = 2**26  # elements per reduction, 256 MB
+_ALIGNED = 2**10  # buckets must be a multiple of its alignment
 
 
 def import_deepspeed() -> Any:
@@ -69,7 +70,7 @@ def deepspeed_config(
     Accumulation boundaries are set by us, so its own counter stays at one. Gradients are summed
     and sent in fp32 at every precision. At stage 0 clipping is ours (the value there is 0).
     """
-    bucket = max(1, min(_BUCKET, numel))
+    bucket = min(_BUCKET, -(-numel // _ALIGNED) * _ALIGNED)
     zero: dict[str, Any] = {
         "stage": zero_stage,
         "contiguous_gradients": True,

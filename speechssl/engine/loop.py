@@ -148,9 +148,7 @@ def build_engine(
     return DeepSpeedEngine(objective, optim, cfg, device, progress, out=out)
 
 
-def _account(
-    window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz: int
-) -> None:
+def _account(window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz: int) -> None:
     """Add an update to the window; a skipped one counts as skipped and nothing else."""
     window.add("skipped_updates", float(not stats.finite), 1.0)
     window.add("grad_norm", stats.grad_norm if stats.finite else 0.0, float(stats.finite))
@@ -168,8 +166,11 @@ def _report(
 ) -> dict[str, float]:
     """The scalars of a log line: the objective's, then the engine's."""
     sums = window.reduced()
-    own = {name: sums.pop(name) for name in ("skipped_updates", "grad_norm", "audio_sec", "padding")
-           if name in sums}
+    own = {
+        name: sums.pop(name)
+        for name in ("skipped_updates", "grad_norm", "audio_sec", "padding")
+        if name in sums
+    }
     values: dict[str, float] = {}
     if "loss" in sums:
         values["loss"] = float(sums["loss"].total) / max(float(sums["loss"].count), 1.0)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from speechssl.atomic import write_text
 from speechssl.errors import DataError
 
 
@@ -169,7 +170,7 @@ def read_scores(path: str | Path) -> tuple[list[Trial], np.ndarray]:
 def write_trials(path: str | Path, pairs: Iterable[Trial]) -> None:
     """One `1 enrol test` or `0 enrol test` per line, as VoxCeleb's lists."""
     lines = [f"{int(pair.target)} {pair.enrol} {pair.test}\n" for pair in pairs]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
 
 
 def write_scores(
@@ -180,7 +181,7 @@ def write_scores(
         f"{pair.enrol} {pair.test} {value:.6f} {'target' if pair.target else 'nontarget'}\n"
         for pair, value in zip(pairs, scores, strict=True)
     ]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
 
 
 _KINDS = {"target": True, "nontarget": False}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.atomic import write_text
 from speechssl.errors import DataError
 from speechssl.evaluation.text import TextPolicy, text_policy
 
@@ -100,7 +101,6 @@ class WerReport:
     def write(self, folder: str | Path) -> list[Path]:
         """Write wer.txt (alignments), wer.json, ref.trn, hyp.trn (sclite), hyp.txt (Kaldi text)."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {
             "wer.txt": self.listing(),
             "wer.json": json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n",
@@ -109,7 +109,7 @@ class WerReport:
             "hyp.txt": "".join(f"{i} {text}".rstrip() + "\n" for i, text in self.hyps.items()),
         }
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         return [folder / name for name in texts]
 
     def summary(self) -> str:

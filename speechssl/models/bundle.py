@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl import __version__, lookup
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.models import hf_config
 from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.card import model_card
@@ -82,9 +82,12 @@ def save_bundle(
     write_folder(Path(folder), files, {_file_key(k): v for k, v in weights.items()})
 
 
-def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
+def load_bundle(
+    folder: str | Path, device: str | torch.device = "cpu", *, plugins: bool = True
+) -> Bundle:
     """Read a model folder of ours, or a plain Hugging Face Wav2Vec2 folder with safetensors.
 
+    `plugins` allows an objective of another package (`package.module:Class`), which is imported.
     Raises CheckpointError when a file is missing or damaged, when names or shapes are not exactly
     the model's, when a weight is not finite, or when a newer version wrote the folder.
     """
@@ -97,7 +100,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     else:
         if not isinstance(stored, Mapping):
             raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
-        model, classes = _ours(stored, where)
+        model, classes = _ours(stored, where, plugins)
         weights = {_our_key(k): v for k, v in read_weights(folder).items()}
         _load(model, weights, str(folder / "model.safetensors"))
     model = model.to(device).eval()
@@ -121,7 +124,7 @@ def load(path_or_id: str | Path, device: str | torch.device = "cpu") -> Bundle:
             f"model '{text}' {kind}; expected a model folder (training writes model/) "
             "or a hub id 'organisation/name'"
         )
-    return load_bundle(_download(text), device)
+    return load_bundle(_download(text), device, plugins=False)  # a stranger names no module
 
 
 def name_of(objective: nn.Module) -> str:
@@ -131,7 +134,9 @@ def name_of(objective: nn.Module) -> str:
     return stem if package in lookup.OBJECTIVE_PACKAGES else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _ours(stored: Mapping[str, Any], where: str) -> tuple[Objective | Backbone, tuple[str, ...]]:
+def _ours(
+    stored: Mapping[str, Any], where: str, plugins: bool
+) -> tuple[Objective | Backbone, tuple[str, ...]]:
     """The model, its weights still random, that the "speechssl" table describes."""
     written = stored.get("format")
     if not isinstance(written, int):
@@ -141,14 +146,30 @@ def _ours(stored: Mapping[str, Any], where: str) -> tuple[Objective | Backbone, 
             f"{where}: written by speechssl {stored.get('version')} (format {written}); this is "
             f"{__version__} and reads up to format {FORMAT}: upgrade speechssl"
         )
+    classes, about = stored.get("classes"), stored.get("objective")
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise CheckpointError(f"{where}: speechssl.classes is {classes!r}, expected a list of text")
     cfg = from_json(BackboneConfig, stored.get("backbone"), "speechssl.backbone", where)
-    backbone = build_backbone(cfg)
-    classes = tuple(stored.get("classes") or ())
-    if (about := stored.get("objective")) is None:
-        return backbone, classes
-    cls = _objective_class(about.get("name", ""))
-    settings = from_json(cls.Config, about.get("config"), "speechssl.objective.config", where)
-    return cls(backbone, settings, classes), classes
+    cls, settings = None, None
+    if about is not None:
+        name = about.get("name") if isinstance(about, Mapping) else None
+        if not isinstance(name, str):
+            raise CheckpointError(f"{where}: speechssl.objective.name is {name!r}, expected a name")
+        if ":" in name and not plugins:
+            raise CheckpointError(
+                f"{where}: its objective '{name}' is code of another package; download the folder, "
+                "look at it, and load it by its path"
+            )
+        cls = _objective_class(name)
+        settings = from_json(cls.Config, about.get("config"), "speechssl.objective.config", where)
+    try:
+        backbone = build_backbone(cfg)
+        return (cls(backbone, settings, classes) if cls else backbone), tuple(classes)
+    except (ConfigError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where}: describes a network that cannot be built: {error}; "
+            "the file was edited or written by other code"
+        ) from error
 
 
 def _plain_huggingface(

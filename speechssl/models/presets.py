@@ -50,6 +50,9 @@ class BackboneConfig:
                 "backbone: conv_dims, conv_kernels and conv_strides must be equally long, got "
                 f"{len(self.conv_dims)}, {len(self.conv_kernels)}, {len(self.conv_strides)}"
             )
+        sizes = {"dim": self.dim, "heads": self.heads, "pos_groups": self.pos_groups}
+        if bad := {k: v for k, v in sizes.items() if v < 1}:
+            raise ConfigError(f"backbone: got {bad}, expected 1 or more")
         if self.context == "transformer" and (self.dim % self.heads or self.dim % self.pos_groups):
             raise ConfigError(
                 f"backbone: dim {self.dim} must be a multiple of heads ({self.heads}) "
@@ -142,4 +145,5 @@ def preset(name: str, **overrides: Any) -> BackboneConfig:
         raise ConfigError(
             f"backbone.preset: got '{name}', expected one of {', '.join(PRESETS)}{hint}"
         )
-    return BackboneConfig(**{"preset": name} | PRESETS[name] | overrides)
+    values: dict[str, Any] = {"preset": name} | PRESETS[name] | overrides
+    return BackboneConfig(**values)

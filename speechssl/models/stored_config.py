@@ -32,7 +32,7 @@ def from_json(cls: type[T], values: Any, section: str, source: str) -> T:
     try:
         reject_unknown(settings, known)
         return build(cls, section, settings)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"{error} (stored in {source}; the folder was edited or written by other code)"
         ) from error

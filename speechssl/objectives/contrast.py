@@ -23,7 +23,9 @@ def draw_negatives(
         if count == 0:
             continue
         if count < 2:
-            raise ValueError("an utterance with one masked frame has no negatives; expected 0 or 2+")
+            raise ValueError(
+                "an utterance with one masked frame has no negatives; expected 0 or 2+"
+            )
         draws = rng.integers(0, count - 1, size=(count, num_negatives))
         rows.append(draws + (draws >= np.arange(count)[:, None]))
     if not rows:

@@ -96,7 +96,9 @@ class Wav2Vec2(Objective):
         """Loss over the M masked frames of the batch."""
         mask, negatives = batch.mask, batch.negatives
         if mask is None or negatives is None:
-            raise ValueError("wav2vec2 needs a batch with mask and negatives; see Objective.plan_fn")
+            raise ValueError(
+                "wav2vec2 needs a batch with mask and negatives; see Objective.plan_fn"
+            )
         z = self.backbone.encode(batch.wave, batch.wave_lens)
         masked = self.backbone.features(z)[mask]  # (M, C), from the unmasked signal
         c = self.backbone.context(z, mask).x[mask]  # (M, D)
@@ -104,11 +106,11 @@ class Wav2Vec2(Objective):
         noise = None
         if self.training:
             shape = (self.cfg.groups, self.cfg.codes)
-            noise = gumbel_noise(batch.seeds.tolist(), counts.tolist(), shape, masked)
+            noise = gumbel_noise(batch.seeds, counts.tolist(), shape, masked)
         q = self.quantizer(masked, self.temperature, noise)
         y, a = self.project_q(q.vectors), self.project_hid(c)
 
-        contrastive = c.new_zeros((), dtype=torch.float32) * a.sum().float()
+        contrastive = c.new_zeros((), dtype=torch.float32) * (a.sum() + y.sum()).float()
         correct = neg_is_pos = torch.zeros((), device=c.device)
         if len(a):
             logits = cosine_logits(a, y, mask, negatives, q.codes, self.cfg.logit_temperature)

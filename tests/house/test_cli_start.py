@@ -22,7 +22,9 @@ def run(*words):
     return done, seconds
 
 
-@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)], ids=lambda w: w[0] if w else "")
+@pytest.mark.parametrize(
+    "words", [(), *((verb,) for verb in VERBS)], ids=lambda w: w[0] if w else ""
+)
 def test_help_takes_less_than_a_second(words):
     done, seconds = run("-m", "speechssl", *words, "--help")
     assert done.returncode == 0, done.stderr

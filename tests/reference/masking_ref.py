@@ -6,7 +6,8 @@ Written from arXiv 2006.11477, section 3.2 and appendix A, not from the library.
 from __future__ import annotations
 
 #: (prob, frames) -> mean and standard deviation (over utterances) of the share of frames hidden
-#: by spans of ten frames, at least two spans: measured over many draws of fairseq's sampler.
+#: by spans of ten frames, at least two spans: measured on draws of fairseq's sampler, so that the
+#: means themselves are good to about 0.006 only.
 COVERAGE = {
     (0.65, 99): (0.492, 0.069),
     (0.65, 200): (0.492, 0.044),

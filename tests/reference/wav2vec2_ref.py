@@ -108,7 +108,7 @@ def loss(
                     logits.append(cosine(guesses[m], targets[other]) / logit_temperature)
             scores = torch.stack(logits)
             contrastive = contrastive - (scores[0] - torch.log(torch.exp(scores).sum()))
-            correct += int(all(float(scores[0]) > float(s) for s in scores[1:]))
+            correct += int(all(scores[0].item() > score.item() for score in scores[1:]))
         real = z[b][: frames[b]]
         if len(u[b]):
             penalty = penalty + len(u[b]) * (real**2).sum() / real.numel()

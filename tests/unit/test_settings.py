@@ -106,7 +106,9 @@ def test_values_take_the_type_of_their_field():
     part = build(
         Part,
         "part",
-        typed(0, lr="5e-5", dims=[3, 4], betas=[1, 0.5], kind="deepspeed", name=None, **{"from": "m"}),
+        typed(
+            0, lr="5e-5", dims=[3, 4], betas=[1, 0.5], kind="deepspeed", name=None, **{"from": "m"}
+        ),
     )
     assert part.lr == 5e-5
     assert part.dims == (3, 4)

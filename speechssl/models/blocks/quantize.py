@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,11 +32,12 @@ class GumbelQuantizer(nn.Module):
         nn.init.normal_(self.weight_proj.weight, mean=0.0, std=1.0)
         nn.init.zeros_(self.weight_proj.bias)
 
-    def forward(self, x: Tensor, temperature: float = 1.0, noise: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, temperature: float = 1.0, noise: Tensor | None = None
+    ) -> Quantized:
         """x (M, C); noise (M, G, V) Gumbel samples while training, None for a plain argmax."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.weight_proj.weight, self.weight_proj.bias)
-            logits = logits.unflatten(-1, (self.groups, self.codes))
+            logits = self.weight_proj(x.float()).unflatten(-1, (self.groups, self.codes))
             probs = logits.softmax(-1)
             if noise is None:
                 codes = logits.argmax(-1)
@@ -50,7 +52,9 @@ class GumbelQuantizer(nn.Module):
         return Quantized(vectors, codes, probs)
 
 
-def gumbel_noise(seeds: list[int], counts: list[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
+def gumbel_noise(
+    seeds: Sequence[int], counts: Sequence[int], shape: tuple[int, ...], like: Tensor
+) -> Tensor:
     """Standard Gumbel samples (sum of counts, *shape), each utterance from its own seed.
 
     So the noise of an utterance is the same alone, in any batch and on any rank.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.geometry import FrameGeometry
-from speechssl.kernels.conv import strided_conv
+from speechssl.models.blocks.conv import StridedConv
 from speechssl.models.blocks.norms import MaskedGroupNorm
 from speechssl.models.presets import BackboneConfig
 from speechssl.types import Frames
@@ -20,9 +20,7 @@ class ConvLayer(nn.Module):
         super().__init__()
         before = cfg.conv_dims[index - 1] if index else 1
         dim, kernel = cfg.conv_dims[index], cfg.conv_kernels[index]
-        self.stride = cfg.conv_strides[index]
-        # A Conv1d holds the parameters (and their usual names); the product runs channels-last.
-        self.conv = nn.Conv1d(before, dim, kernel, self.stride, bias=cfg.conv_bias)
+        self.conv = StridedConv(before, dim, kernel, cfg.conv_strides[index], bias=cfg.conv_bias)
         nn.init.kaiming_normal_(self.conv.weight)
         self.layer_norm: nn.Module | None = None
         if cfg.conv_norm == "layer":
@@ -32,7 +30,7 @@ class ConvLayer(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
         """x (B, T, C_in) -> (B, T', C_out); `lens` (B,) are the valid frames of the OUTPUT."""
-        x = strided_conv(x, self.conv.weight, self.conv.bias, self.stride)
+        x = self.conv(x)
         if isinstance(self.layer_norm, MaskedGroupNorm):
             x = self.layer_norm(x, lens)
         elif self.layer_norm is not None:

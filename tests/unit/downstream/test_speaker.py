@@ -141,3 +141,14 @@ def test_settings_that_make_no_sense_are_refused():
         Speaker.Config(layers="last", layer_norm=True)
     with pytest.raises(DataError, match="no speakers"):
         small_speaker()(make_batch())
+
+
+def test_cosines_stay_float32_under_autocast():
+    head = small_speaker(loss="aam_softmax").eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        data = batch()
+        scores = head.logits(head.embed(data))
+        loss = head(data)
+    assert scores.dtype == torch.float32
+    assert loss.total.dtype == torch.float32
+    assert loss.total.isfinite()

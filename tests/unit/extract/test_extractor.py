@@ -14,7 +14,7 @@ from speechssl.extract.sources import padded_batches, sources
 from speechssl.geometry import FrameGeometry
 from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.bundle import Bundle, save_bundle
-from speechssl.models.presets import BackboneConfig, preset
+from speechssl.models.presets import preset
 from speechssl.types import Utterance
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 import speechssl
 from speechssl.downstream.ctc import CTC
 from speechssl.downstream.speaker import Speaker
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, SpeechSSLError
 from speechssl.models import folder as folder_module
 from speechssl.models.backbone import Backbone
 from speechssl.models.bundle import load, load_bundle, name_of, save_bundle
@@ -188,6 +190,38 @@ def test_damaged_settings_are_named(saved: Path):
     edit(saved, lambda c: c["speechssl"]["backbone"].update(dim="wide"))
     with pytest.raises(CheckpointError, match="wide"):
         load_bundle(saved)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_no_edit_of_the_settings_escapes_our_errors(saved: Path):
+    original = json.loads((saved / "config.json").read_text())["speechssl"]
+
+    def leaves(table: dict, path: tuple[str, ...] = ()):
+        for key, value in table.items():
+            yield (*path, key)
+            if isinstance(value, dict):
+                yield from leaves(value, (*path, key))
+
+    wrong = (None, "x", -1, 0, [[1]])
+    for i, path in enumerate(leaves(original)):
+        changed = json.loads(json.dumps(original))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = wrong[i % len(wrong)]
+        edit(saved, lambda c, changed=changed: c.update(speechssl=changed))
+        with contextlib.suppress(SpeechSSLError):  # or it loads
+            load_bundle(saved)
+
+
+def test_a_hub_model_cannot_name_modules_to_import(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    edit(saved, lambda c: c["speechssl"]["objective"].update(name="this:Evil"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(saved))
+    with pytest.raises(CheckpointError, match="code of another package"):
+        speechssl.load("some/model")
+    assert "this" not in sys.modules
 
 
 def test_weights_of_another_size(saved: Path):

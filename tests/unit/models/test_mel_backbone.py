@@ -56,7 +56,7 @@ def test_group_norm_evens_bins_over_time_but_not_noise_floors():
     torch.testing.assert_close(x.mean(0), torch.zeros(160), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std(0, unbiased=False), torch.ones(160), atol=1e-3, rtol=0)
     steady = backbone(noise(16000), torch.tensor([16000])).x[0]
-    assert steady.std(0).max() < 1.0
+    assert steady[:, -10:].std(0).max() < 0.8  # wide bins vary little: not blown up to 1
 
 
 def test_interface_is_that_of_a_backbone():

@@ -18,11 +18,11 @@ def draws(mask: SpanMask, frames: int, number: int) -> np.ndarray:
 def test_coverage_is_the_published_samplers(prob: float, frames: int) -> None:
     number = 1000
     mean, deviation = masking_ref.COVERAGE[prob, frames]
-    hidden = draws(SpanMask(prob, 10), frames, number)
-    # Three sigma of a mean, and half of the table's last digit.
-    tolerance = 3 * deviation / np.sqrt(number) + 0.0005
-    assert hidden.mean() == pytest.approx(mean, abs=tolerance)
-    assert hidden.mean(1).std() == pytest.approx(deviation, rel=0.15)
+    share = draws(SpanMask(prob, 10), frames, number).mean(1)
+    exact = masking_ref.exact_coverage(prob, frames, 10, 2)
+    assert share.mean() == pytest.approx(exact, abs=3 * deviation / np.sqrt(number))
+    assert share.mean() == pytest.approx(mean, abs=0.01)
+    assert share.std() == pytest.approx(deviation, rel=0.15)
 
 
 def test_long_utterances_reach_the_closed_form() -> None:

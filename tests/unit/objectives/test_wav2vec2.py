@@ -69,7 +69,7 @@ def make_batch(
         wave_lens=wave_lens,
         frame_lens=frame_lens,
         num_targets=plan.num_targets,
-        seeds=torch.tensor([seed_from(key, samples, "noise") for samples in lengths]),
+        seeds=tuple(seed_from(key, samples, "noise") for samples in lengths),
         mask=mask,
         negatives=torch.from_numpy(plan.negatives),
     )
@@ -94,7 +94,7 @@ def reference(objective: Wav2Vec2, batch: Batch) -> wav2vec2_ref.Parts:
     cfg, mask = objective.cfg, batch.mask
     assert mask is not None
     assert batch.negatives is not None
-    assert batch.seeds is not None
+    assert batch.seeds
     z = objective.backbone.encode(batch.wave, batch.wave_lens)
     u = objective.backbone.features(z)
     c = objective.backbone.context(z, mask).x
@@ -102,7 +102,7 @@ def reference(objective: Wav2Vec2, batch: Batch) -> wav2vec2_ref.Parts:
     noise = None
     if objective.training:
         shape = (cfg.groups, cfg.codes)
-        noise = gumbel_noise(batch.seeds.tolist(), counts, shape, z.x.detach()).double()
+        noise = gumbel_noise(batch.seeds, counts, shape, z.x.detach()).double()
     names = {
         "logits": objective.quantizer.weight_proj.weight,
         "logits_bias": objective.quantizer.weight_proj.bias,
@@ -261,7 +261,8 @@ def test_gradient_of_the_encoder_is_scaled() -> None:
         factor = 0.1 if "feature_extractor" in name else 1.0
         assert parameter.grad is not None
         expected = parameter.grad * factor
-        torch.testing.assert_close(tenth[name].grad, expected, rtol=1e-4, atol=1e-6, msg=name)
+        atol = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(tenth[name].grad, expected, rtol=0, atol=atol, msg=name)
 
 
 def test_a_frozen_encoder_gets_no_gradient() -> None:

@@ -1,0 +1,257 @@
+"""`speechssl probe`: what frozen features know, beside log-mel and the same network untrained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from speechssl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from speechssl.data.skips import Skips
+    from speechssl.models.backbone import Backbone
+    from speechssl.types import Utterance
+
+BASELINES = ("logmel", "random")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this verb."""
+    p = argparse.ArgumentParser(
+        prog="speechssl probe",
+        description="Logistic regression on features pooled over time, for each model, for the "
+        "same architecture with random weights, and for log-mel. The regularisation, and the "
+        "layer with --layer best, are chosen inside the training data.",
+    )
+    p.add_argument("models", nargs="+", metavar="MODEL", help="model folders or hub ids")
+    p.add_argument("--train", nargs="+", required=True, metavar="MANIFEST", help="to fit on")
+    p.add_argument("--test", nargs="+", default=(), metavar="MANIFEST", help="to score on")
+    p.add_argument("--label", default="speaker", help="manifest key to predict (%(default)s)")
+    p.add_argument(
+        "--group", help="manifest key: leave one value of it out in turn (instead of --test)"
+    )
+    p.add_argument(
+        "--baseline", default="logmel,random", help="of logmel, random, none (%(default)s)"
+    )
+    p.add_argument("--layer", choices=("best", "all"), default="best", help="(%(default)s)")
+    p.add_argument("--pool", choices=("mean", "mean_std"), default="mean_std", help="(%(default)s)")
+    p.add_argument("--seed", type=int, default=1, help="of random weights and inner splits")
+    p.add_argument("--out", help="results as .json")
+    p.add_argument(
+        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return p
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Utterances with the class to predict and, where asked for, the group each belongs to."""
+
+    utterances: list[Utterance]
+    labels: list[str]
+    groups: list[str] | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb."""
+    args = parser().parse_args(argv)
+    baselines = _baselines(args.baseline)
+    if bool(args.test) == bool(args.group):
+        raise ConfigError("probe: give either --test MANIFEST or --group KEY (leave one out)")
+    from speechssl.cli.inputs import pick_device, tell_skipped
+    from speechssl.data.skips import Skips
+
+    args.device = pick_device(args.device)
+    skips = Skips()
+    train = labelled(args.train, args.label, args.group)
+    test = labelled(args.test, args.label, None) if args.test else None
+    rows = [
+        {"system": name} | row
+        for name, backbone in systems(args.models, baselines, args.seed)
+        for row in probe(backbone.to(args.device).eval(), train, test, args, skips)
+    ]
+    tell_skipped(skips)
+    results = {
+        "label": args.label,
+        "group": args.group,
+        "pool": args.pool,
+        "layer": args.layer,
+        "seed": args.seed,
+        "train": {"manifests": list(args.train), "utterances": len(train.utterances)},
+        "test": {"manifests": list(args.test), "utterances": len((test or train).utterances)},
+        "classes": len(set(train.labels)),
+        "chance": _commonest((test or train).labels),
+        "results": rows,
+    }
+    if args.out:
+        from speechssl.atomic import write_text
+
+        write_text(args.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(results, ensure_ascii=False) if args.json else table(results))
+    return 0
+
+
+def systems(
+    models: Sequence[str], baselines: Sequence[str], seed: int
+) -> Iterator[tuple[str, Backbone]]:
+    """Name and frozen network of everything compared; twins of equal shape come once."""
+    import torch
+
+    from speechssl.models.backbone import build_backbone
+    from speechssl.models.bundle import load
+    from speechssl.models.presets import preset
+
+    shapes = []
+    for name in models:
+        backbone = load(name).backbone
+        yield name, backbone
+        if backbone.cfg not in shapes:
+            shapes.append(backbone.cfg)
+    if "random" in baselines:
+        for cfg in shapes:
+            torch.manual_seed(seed)
+            yield f"random ({cfg.preset})", build_backbone(cfg)
+    if "logmel" in baselines:
+        yield "logmel", build_backbone(preset("logmel"))
+
+
+def probe(
+    backbone: Backbone,
+    train: Labelled,
+    test: Labelled | None,
+    args: argparse.Namespace,
+    skips: Skips,
+) -> list[dict[str, Any]]:
+    """Accuracies of one system: one row, or one a layer."""
+    from speechssl.downstream.probe import leave_one_group_out, linear_probe
+
+    x, train = features(backbone, train, args, skips)
+    size = len(train.utterances)
+    if test is not None:
+        test_x, test = features(backbone, test, args, skips)
+        unseen = sorted(set(test.labels) - set(train.labels))
+        if unseen:
+            raise DataError(
+                f"probe: {len(unseen)} values of '{args.label}' in --test are not in --train, "
+                f"such as {unseen[:3]}; nobody can predict them"
+            )
+        size = len(test.utterances)
+    rows = []
+    for layer in range(x.shape[1]) if args.layer == "all" else [None]:
+        part = slice(None) if layer is None else slice(layer, layer + 1)
+        row: dict[str, Any] = {"layer": "best" if layer is None else layer}
+        if test is not None:
+            row["accuracy"] = linear_probe(
+                x[:, part], train.labels, test_x[:, part], test.labels, seed=args.seed
+            )
+        else:
+            assert train.groups is not None
+            scores = leave_one_group_out(x[:, part], train.labels, train.groups, seed=args.seed)
+            sizes = Counter(train.groups)
+            row["accuracy"] = sum(scores[g] * sizes[g] for g in scores) / size
+            row["per_group"] = scores
+        row["ci95"] = wilson(row["accuracy"], size)
+        row["dim"] = x.shape[2]
+        rows.append(row)
+    return rows
+
+
+def features(
+    backbone: Backbone, data: Labelled, args: argparse.Namespace, skips: Skips
+) -> tuple[np.ndarray, Labelled]:
+    """Pooled states (N, L + 1, D or 2 D) and the utterances they are of, in the manifest's order.
+
+    Audio that cannot be used is counted in `skips` and left out.
+    """
+    import numpy as np
+    import torch
+
+    from speechssl.cli.inputs import bar
+    from speechssl.cli.scoring import batches
+    from speechssl.downstream.probe import pooled
+
+    found: dict[str, np.ndarray] = {}
+
+    def vectors() -> Iterator[tuple[str, np.ndarray]]:
+        for batch in batches(backbone, data.utterances, args.batch_sec, skips, args.device):
+            with torch.no_grad():
+                frames = backbone(batch.wave, batch.wave_lens, layers=True)
+            yield from zip(batch.ids, pooled(frames, args.pool), strict=True)
+
+    for name, vector in bar(vectors(), len(data.utterances), "features"):
+        found[name] = vector
+    kept = [i for i, u in enumerate(data.utterances) if u.id in found]
+    if not kept:
+        raise DataError("probe: none of the audio could be used: " + "; ".join(skips.lines()))
+    groups = None if data.groups is None else [data.groups[i] for i in kept]
+    chosen = Labelled([data.utterances[i] for i in kept], [data.labels[i] for i in kept], groups)
+    return np.stack([found[u.id] for u in chosen.utterances]), chosen
+
+
+def labelled(paths: Sequence[str], label: str, group: str | None) -> Labelled:
+    """The utterances of manifests with the values of two keys. Raises DataError where one lacks."""
+    from speechssl.cli.assembly import read_manifests
+
+    utterances = read_manifests(paths)
+    labels = [_value(u, label) for u in utterances]
+    groups = None if group is None else [_value(u, group) for u in utterances]
+    if len(set(labels)) < 2:
+        raise DataError(f"probe: all {len(labels)} utterances have the same '{label}'")
+    return Labelled(utterances, labels, groups)
+
+
+def _value(utterance: Utterance, key: str) -> str:
+    value = utterance.extra.get(key, getattr(utterance, key, None))
+    if value is None:
+        raise DataError(
+            f"probe: utterance '{utterance.id}' has no '{key}'; expected it on every line"
+        )
+    return str(value)
+
+
+def wilson(share: float, count: int) -> list[float]:
+    """95 % interval of a share of `count` trials (Wilson 1927)."""
+    z = 1.959964
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return [max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)]
+
+
+def table(results: dict[str, Any]) -> str:
+    """Systems beside each other."""
+    width = max(len(row["system"]) for row in results["results"])
+    how = f", leaving out one {results['group']} in turn" if results["group"] else ""
+    lines = [
+        f"{results['label']}: {results['classes']} classes, {results['test']['utterances']} test "
+        f"utterances{how}; always the commonest class: {results['chance']:.1%}",
+        f"{'system':<{width}}  layer  accuracy  95 % interval",
+    ]
+    for row in results["results"]:
+        low, high = row["ci95"]
+        lines.append(
+            f"{row['system']:<{width}}  {row['layer']!s:>5}  {row['accuracy']:8.1%}  "
+            f"{low:.1%} to {high:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _commonest(labels: Sequence[str]) -> float:
+    return max(Counter(labels).values()) / len(labels)
+
+
+def _baselines(text: str) -> list[str]:
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        if name not in BASELINES:
+            raise ConfigError(f"--baseline: got '{name}', expected {', '.join(BASELINES)} or none")
+    return names

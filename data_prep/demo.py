@@ -36,7 +36,8 @@ _NAMES = (
     "Michael Mike Nguyen Reed RicishayMax Storm adam anika announcer antonio aunty belinda "
     "benjamin boris caleb david ed edward edward2 f1 f2 f3 f4 f5 grandma grandpa gustave ian "
     "iven john kaukovalta klatt klatt2 klatt3 klatt4 linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo "
-    "max michel miguel mike2 norbert pablo paul pedro quincy rob robert sandro shelby steph travis victor zac"
+    "max michel miguel mike2 norbert pablo paul pedro quincy rob robert sandro shelby "
+    "steph travis victor zac"
 )  # whispering, robot and near-duplicate voices left out
 VOICES = tuple(_NAMES.split(" "))
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SpeechSSLError(Exception):
-    """Base of all errors that are the input's fault, not the program's. `exit_code` is the CLI's."""
+    """Base of all errors that are the input's fault; `exit_code` is what the CLI ends with."""
 
     exit_code = 1
 

@@ -23,7 +23,8 @@ class FrameGeometry:
     def __post_init__(self) -> None:
         if len(self.kernels) != len(self.strides) or not self.kernels:
             raise ValueError(
-                f"got {len(self.kernels)} kernels and {len(self.strides)} strides, expected equally many"
+                f"got {len(self.kernels)} kernels and {len(self.strides)} strides, "
+                "expected equally many"
             )
 
     @property

@@ -21,7 +21,7 @@ OBJECTIVE_PACKAGES = ("speechssl.objectives", "speechssl.downstream")
 
 
 def names(packages: tuple[str, ...] = OBJECTIVE_PACKAGES) -> dict[str, str]:
-    """Name -> module of every file in `packages` that defines an Objective, without importing it."""
+    """Name -> module of every file that defines an Objective, without importing any."""
     found: dict[str, str] = {}
     root = Path(__file__).parent
     for package in packages:

@@ -10,7 +10,7 @@ from speechssl.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read and how it is batched. Sizes are audio seconds, so they mean the same anywhere."""
+    """What is read and how it is batched; sizes are seconds of audio."""
 
     train: tuple[str, ...] = ()  # manifests, joined
     valid: tuple[str, ...] = ()

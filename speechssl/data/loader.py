@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def _text_problem(u: Utterance, frames: int, tokenizer: Characters) -> tuple[str
         ids = tokenizer.encode(u.text or "")
     except DataError as error:
         return "unknown_characters", str(error)
-    needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    needed = len(ids) + sum(a == b for a, b in pairwise(ids))
     if needed > frames:
         return "too_long_for_ctc", f"transcript needs {needed} frames, the audio gives {frames}"
     return None
@@ -290,7 +291,7 @@ class EvalData:
         return len(self._parts)
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's batches, equally many on every rank; audio that cannot be read is counted."""
+        """Batches of one rank, equally many on every rank; audio that cannot be read is counted."""
         tasks = (_Task(VALID_EPOCH, part, True) for part in self._parts)
         for batch, _ in _load(_Builder(self.dataset, self.collate), tasks, self.cfg.workers):
             for kind, where, message in batch.skipped:

@@ -24,7 +24,7 @@ class Projection(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, D)."""
+        """X (B, T, C) -> (B, T, D)."""
         return F.dropout(self.projection(self.layer_norm(x)), self.dropout, self.training)
 
 
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
             self.encoder.begin_step(seed, step)
 
     def encode(self, wave: Tensor, wave_lens: Tensor) -> Frames:
-        """wave (B, S) in [-1, 1], wave_lens (B,) samples -> local features, x (B, T, C).
+        """Wave (B, S) in [-1, 1], wave_lens (B,) samples -> local features, x (B, T, C).
 
         x is the raw output of the last convolution; its gradient is scaled by feature_grad_mult.
         Raises ValueError when no utterance is long enough for one frame.
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         return self.encoder(Frames(x, z.lens), layers=layers)
 
     def forward(self, wave: Tensor, wave_lens: Tensor, *, layers: bool = False) -> Frames:
-        """wave (B, S), wave_lens (B,) -> contextual frames, x (B, T, D)."""
+        """Wave (B, S), wave_lens (B,) -> contextual frames, x (B, T, D)."""
         return self.context(self.encode(wave, wave_lens), layers=layers)
 
 

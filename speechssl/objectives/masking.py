@@ -40,9 +40,10 @@ class SpanMask:
         places = max(frames - self.length, spans + 1)
         starts = rng.choice(places, size=min(spans, places), replace=False)
         for start in starts:
-            if mask.sum() + self.length > MAX_COVERAGE * frames and mask.any():
+            span = slice(start, start + self.length)
+            if mask.any() and mask.sum() + (~mask[span]).sum() > MAX_COVERAGE * frames:
                 break
-            mask[start : start + self.length] = True
+            mask[span] = True
         return mask
 
     def draw(self, frame_lens: np.ndarray, rngs: Sequence[np.random.Generator]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,7 +34,7 @@ class Wav2Vec2(Objective):
     class Config:
         """Defaults are the paper's base set-up; the schedule counts optimizer updates."""
 
-        mask: SpanMask = SpanMask()
+        mask: SpanMask = field(default_factory=SpanMask)
         num_negatives: int = 100
         logit_temperature: float = 0.1
         final_dim: int = 256

@@ -17,6 +17,7 @@ from speechssl import lookup
 from speechssl.data.collate import Collator
 from speechssl.data.dataset import Example
 from speechssl.data.tokens import Characters
+from speechssl.errors import ConfigError
 from speechssl.models.backbone import build_backbone
 from speechssl.models.bundle import load_bundle, save_bundle
 from speechssl.models.presets import preset
@@ -116,22 +117,18 @@ def test_loss_is_finite_and_counts_what_the_plan_announced(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_the_sum_of_its_utterances(name: str):
-    objective = started(build(name)).double()
+    objective = started(build(name))
     rows = [0, 1, 2, 3]
-
-    def doubled(batch: Batch) -> Batch:
-        return replace(batch, wave=batch.wave.double())
-
-    together = doubled(batch_of(objective, rows))
-    singles = [doubled(batch_of(objective, [r])) for r in rows]
+    together = batch_of(objective, rows)
+    singles = [batch_of(objective, [r]) for r in rows]
     total = sum(float(objective(b).total.detach()) for b in singles)
-    assert float(objective(together).total.detach()) == pytest.approx(total, rel=1e-6)
+    assert float(objective(together).total.detach()) == pytest.approx(total, rel=1e-5)
     assert together.num_targets == sum(b.num_targets for b in singles)
     one, parts = gradients(objective, [together]), gradients(objective, singles)
     assert one.keys() == parts.keys()
     scale = max(float(g.abs().max()) for g in one.values())
     for key in one:
-        torch.testing.assert_close(one[key], parts[key], atol=1e-6 * scale, rtol=1e-5, msg=key)
+        torch.testing.assert_close(one[key], parts[key], atol=1e-5 * scale, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -228,7 +225,5 @@ def test_it_names_its_source(name: str):
 
 
 def test_unknown_names_get_the_nearest():
-    from speechssl.errors import ConfigError
-
-    with pytest.raises(ConfigError, match="did you mean 'wav2vec2'"):
-        lookup.find("wav2vec3", Objective)
+    with pytest.raises(ConfigError, match="did you mean 'speaker'"):
+        lookup.find("speakr", Objective)

@@ -26,15 +26,15 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kind", default="plain")
     parser.add_argument("--zero-stage", type=int, default=0)
-    parser.add_argument("--signal", help="NAME:STEP:RANK sent by the process to itself")
+    parser.add_argument("--send", help="NAME:STEP:RANK sent by the process to itself")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     dist.setup(group=args.kind == "deepspeed")
 
     def before(step: int) -> None:
-        if args.signal:
-            name, at, rank = args.signal.split(":")
+        if args.send:
+            name, at, rank = args.send.split(":")
             if int(at) == step and int(rank) == dist.rank():
                 os.kill(os.getpid(), getattr(signal, name))
 

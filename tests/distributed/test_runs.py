@@ -28,7 +28,7 @@ def launch(out: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProc
     )
 
 
-def told(out: Path) -> list[tuple]:
+def told(out: Path) -> list[dict]:
     """The lines of metrics.jsonl less clocks."""
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     clocks = ("time", "audio_sec_per_sec")
@@ -67,7 +67,7 @@ def test_undisturbed_run(calm):
 
 @pytest.mark.parametrize("at", [5, 7])
 def test_kill_9_and_again(tmp_path, calm, at):
-    killed = launch(tmp_path, "--signal", f"SIGKILL:{at}:0")
+    killed = launch(tmp_path, "--send", f"SIGKILL:{at}:0")
     assert killed.returncode == -9
     again = launch(tmp_path)
     assert again.returncode == 0, again.stderr
@@ -76,7 +76,7 @@ def test_kill_9_and_again(tmp_path, calm, at):
 
 
 def test_sigterm_saves_and_goes_on(tmp_path, calm):
-    stopped = launch(tmp_path, "--signal", "SIGTERM:4:0")
+    stopped = launch(tmp_path, "--send", "SIGTERM:4:0")
     assert stopped.returncode == 75, stopped.stderr
     assert "run the same command again" in stopped.stderr
     assert (tmp_path / "ckpt" / "latest").read_text().strip() == "step_00000005"
@@ -104,9 +104,10 @@ def test_two_ranks_of_deepspeed_die_and_resume(tmp_path):
     assert config["communication_data_type"] == "fp32"
 
     out = tmp_path / "broken"
-    killed = launch(out, *options, "--signal", "SIGKILL:5:1", ranks=2)
+    killed = launch(out, *options, "--send", "SIGKILL:5:1", ranks=2)
     assert killed.returncode != 0
-    stopped = launch(out, *options, "--signal", "SIGUSR1:7:1", ranks=2)  # one rank hears it
+    assert (out / "ckpt" / "latest").read_text().strip() == "step_00000003"
+    stopped = launch(out, *options, "--send", "SIGUSR1:7:1", ranks=2)  # one rank hears it
     assert "InterruptedAndSaved" in stopped.stderr, stopped.stderr[-3000:]
     assert (out / "ckpt" / "latest").read_text().strip() == "step_00000008"
     again = launch(out, *options, ranks=2)

@@ -68,7 +68,15 @@ def test_import_directions(file):
 def test_data_prep_uses_manifests_audio_and_nothing_else(file):
     for one in imports(file):
         if one.module.startswith("speechssl."):
-            allowed = ("errors", "types", "rng", "atomic", "audio.", "data.manifest", "data.skips")
+            allowed = (
+                "errors",
+                "types",
+                "rng",
+                "atomic",
+                "audio.",
+                "data.manifest",
+                "data.readers",
+            )
             assert one.module.removeprefix("speechssl.").startswith(allowed), place(file, one.line)
 
 

@@ -122,13 +122,20 @@ def make_archive(file, members):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+class Answer(io.BytesIO):
+    """What a server sends, from where it was asked."""
+
+    status = 206
+
+    @property
+    def headers(self):
+        return {"Content-Length": str(len(self.getvalue()))}
+
+
 def test_download_resumes_checks_and_unpacks_once(tmp_path, monkeypatch):
     source = tmp_path / "source.tar.gz"
     digest = make_archive(source, [(tarfile.TarInfo("LibriSpeech/SPEAKERS.TXT"), b"103 | F\n")])
     asked = []
-
-    class Answer(io.BytesIO):
-        status = 206
 
     def serve(request, timeout):
         start = int((request.get_header("Range") or "bytes=0-")[6:-1])
@@ -146,7 +153,7 @@ def test_download_resumes_checks_and_unpacks_once(tmp_path, monkeypatch):
 
 
 def test_wrong_checksum_removes_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"junk"))
+    monkeypatch.setattr(archive.urllib.request, "urlopen", lambda *_, **__: Answer(b"junk"))
     with pytest.raises(DataError, match="expected 00"):
         archive.fetch("https://example.org/a.tar.gz", tmp_path / "a.tar.gz", "00")
     assert list(tmp_path.iterdir()) == []

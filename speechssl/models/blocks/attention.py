@@ -19,7 +19,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """x (B, T, D), attend (B, 1, 1, T) bool, True = may be looked at, or None for all."""
+        """X (B, T, D), attend (B, 1, 1, T) bool, True = may be looked at, or None for all."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D / H)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

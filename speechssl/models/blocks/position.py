@@ -23,6 +23,6 @@ class ConvPosition(nn.Module):
         self.conv = weight_norm(conv, name="weight", dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D), zero where padded -> (B, T, D)."""
+        """X (B, T, D), zero where padded -> (B, T, D)."""
         y = self.conv(x.transpose(1, 2))[..., : x.shape[1]]
         return F.gelu(y).transpose(1, 2)

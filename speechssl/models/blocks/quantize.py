@@ -35,7 +35,7 @@ class GumbelQuantizer(nn.Module):
     def forward(
         self, x: Tensor, temperature: float = 1.0, noise: Tensor | None = None
     ) -> Quantized:
-        """x (M, C); noise (M, G, V) Gumbel samples while training, None for a plain argmax."""
+        """X (M, C); noise (M, G, V) Gumbel samples while training, None for a plain argmax."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.weight_proj(x.float()).unflatten(-1, (self.groups, self.codes))
             probs = logits.softmax(-1)

@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+        """X (B, T, D) -> (B, T, D)."""
         x = F.gelu(self.intermediate_dense(x))
         return self.output_dense(F.dropout(x, self.dropout, self.training))
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.final_layer_norm = nn.LayerNorm(cfg.dim)
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+        """X (B, T, D) -> (B, T, D)."""
         if self.pre:
             x = x + self._drop(self.attention(self.layer_norm(x), attend))
             return x + self._drop(self.feed_forward(self.final_layer_norm(x)))

@@ -29,7 +29,7 @@ class ConvLayer(nn.Module):
             self.layer_norm = MaskedGroupNorm(dim, dim)
 
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
-        """x (B, T, C_in) -> (B, T', C_out); `lens` (B,) are the valid frames of the OUTPUT."""
+        """X (B, T, C_in) -> (B, T', C_out); `lens` (B,) are the valid frames of the OUTPUT."""
         x = self.conv(x)
         if isinstance(self.layer_norm, MaskedGroupNorm):
             x = self.layer_norm(x, lens)
@@ -52,7 +52,7 @@ class ConvEncoder(nn.Module):
         self.conv_layers = nn.ModuleList(ConvLayer(cfg, i) for i in range(len(cfg.conv_dims)))
 
     def forward(self, wave: Tensor, wave_lens: Tensor) -> Frames:
-        """wave (B, S), wave_lens (B,) samples -> Frames with x (B, T, C)."""
+        """Wave (B, S), wave_lens (B,) samples -> Frames with x (B, T, C)."""
         x = wave[:, :, None]
         for index, layer in enumerate(self.conv_layers):
             x = layer(x, self.geometry.layer_frames(wave_lens, index))
@@ -61,12 +61,12 @@ class ConvEncoder(nn.Module):
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] * ctx.scale, None
 
 

@@ -122,7 +122,7 @@ def test_unusable_audio_is_skipped_counted_and_limited(corpus, tmp_path, caplog)
     assert corpus[0].audio in caplog.text
     strict = DataConfig(**{**CFG.__dict__, "max_bad_fraction": 0.0, "max_bad": 1})
     data = TrainData(corpus, GEOMETRY, strict, plan)
-    with pytest.raises(DataError, match="data.max_bad"):
+    with pytest.raises(DataError, match=r"data\.max_bad"):
         flat(data, 0, 2 * data.updates_per_epoch)
 
 

@@ -112,7 +112,7 @@ def test_no_file_and_no_lines(tmp_path: Path) -> None:
 def test_roots_bound_where_audio_may_lie(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, GOOD | {"id": "b", "audio": "../../etc/passwd"})
     assert len(read_manifest(path)) == 2
-    with pytest.raises(ManifestError, match="line 2.*expected below"):
+    with pytest.raises(ManifestError, match=r"line 2.*expected below"):
         read_manifest(path, roots=[tmp_path])
 
 

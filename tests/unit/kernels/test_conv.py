@@ -42,7 +42,8 @@ def test_autocast_gives_half_precision_close_to_full():
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, atol=0.3, rtol=0.02)
     half.float().sum().backward()
-    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
 
 
 def test_too_short_is_an_error():

@@ -1,0 +1,147 @@
+"""Verbs that use a model: extract, evaluate, probe, predict, show, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speechssl.cli.main import main
+from speechssl.cli.predict import formatted
+from speechssl.cli.probe import wilson
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    """Run a verb with --json; its object."""
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_training_leaves_model_settings_and_chance(pretrained: Path):
+    assert (pretrained / "model" / "model.safetensors").is_file()
+    assert (pretrained / "config.yaml").is_file()
+    assert json.loads((pretrained / "run.json").read_text())["chance"]["accuracy"] == 1 / 6
+
+
+def test_extract(corpus: Path, pretrained: Path, tmp_path: Path):
+    from speechssl.extract.store import open_features
+
+    words = [str(pretrained / "model"), str(corpus / "valid.jsonl"), str(tmp_path / "out")]
+    assert main(["extract", *words, "--layer", "all"]) == 0
+    assert open_features(tmp_path / "out")["u8"].shape == (3, 29, 16)
+    assert main(["extract", *words, "--layer", "last"]) == 2
+
+
+def test_evaluate_ssl(corpus: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]):
+    found = answer(capsys, "evaluate", pretrained / "model", corpus / "valid.jsonl")
+    assert found["metrics"]["loss"] > 0
+    assert found["chance"]["accuracy"] == 1 / 6
+
+
+@pytest.mark.parametrize("decode", ["greedy", "beam"])
+def test_evaluate_ctc(
+    corpus: Path,
+    recogniser: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    decode: str,
+):
+    words = ["evaluate", recogniser / "model", corpus / "valid.jsonl", "--out", tmp_path]
+    found = answer(capsys, *words, "--decode", decode, "--beam", "4")
+    assert found["words"]["ref"] == 6
+    assert {"wer.txt", "wer.json", "ref.trn", "hyp.trn"} <= {p.name for p in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "wer.json").read_text())["wer"] == found["wer"]
+
+
+def test_evaluate_speaker(
+    corpus: Path, speaker_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trials = tmp_path / "trials"
+    trials.write_text("1 u8 u8\n0 u8 u9\n")
+    words = ["evaluate", speaker_model / "model", corpus / "valid.jsonl", "--trials", trials]
+    found = answer(capsys, *words, "--out", tmp_path)
+    assert found["chance"] == 0.5
+    assert found["eer"] == 0.0
+    assert json.loads((tmp_path / "speaker.json").read_text())["accuracy"] == found["accuracy"]
+
+
+def test_predict_text_and_speaker(
+    corpus: Path, recogniser: Path, speaker_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    audio = str(corpus / "audio/u0.flac")
+    assert main(["predict", str(recogniser / "model"), audio]) == 0
+    assert capsys.readouterr().out.startswith(f"{audio}\t")
+    assert main(["predict", str(speaker_model / "model"), audio, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["speaker"] in {"s0", "s1"}
+
+
+def test_predict_goes_on_after_a_bad_file(
+    corpus: Path, recogniser: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["predict", str(recogniser / "model"), "no.wav", str(corpus / "audio/u0.flac")]
+    assert main(words) == 3
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert "no.wav" in captured.err
+
+
+def test_predict_needs_a_head(corpus: Path, pretrained: Path):
+    assert main(["predict", str(pretrained / "model"), str(corpus / "audio/u0.flac")]) == 2
+
+
+def test_ctm_lines():
+    word = {"text": "hi", "start_sec": 0.5, "end_sec": 0.75, "confidence": 0.9}
+    assert formatted({"id": "a b.wav", "words": [word]}, "ctm") == [
+        "a_b.wav 1 0.500 0.250 hi 0.900"
+    ]
+
+
+def test_probe_compares_with_baselines(
+    corpus: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "probe.json"
+    words = ["probe", pretrained / "model", "--train", corpus / "train.jsonl", "--out", out]
+    found = answer(capsys, *words, "--test", corpus / "valid.jsonl", "--layer", "all")
+    systems = [row["system"] for row in found["results"]]
+    assert systems == [str(pretrained / "model")] * 3 + ["random (tiny)"] * 3 + ["logmel"]
+    assert json.loads(out.read_text()) == found
+
+
+def test_probe_leaves_groups_out(
+    corpus: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["probe", pretrained / "model", "--train", corpus / "train.jsonl"]
+    found = answer(capsys, *words, "--label", "digit", "--group", "speaker", "--baseline", "none")
+    assert set(found["results"][0]["per_group"]) == {"s0", "s1"}
+    assert main([*map(str, words), "--label", "nothing", "--group", "speaker"]) == 3
+    assert main([*map(str, words)]) == 2
+
+
+def test_wilson_interval():
+    low, high = wilson(0.5, 100)  # R: prop.test(50, 100, correct = FALSE)
+    assert (low, high) == pytest.approx((0.4038315, 0.5961685), abs=1e-6)
+    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_show_everything(corpus: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = str(corpus / "train.jsonl")
+    config = ["show", corpus / "tiny.yaml", "--data.train", manifest]
+    assert main([str(w) for w in config]) == 0
+    out = capsys.readouterr().out
+    assert 'train: ["' in out
+    assert "# command line" in out
+    assert "tiny.yaml:" in out
+    assert answer(capsys, *config)["hop"] == "320 samples, 20 ms"
+    assert answer(capsys, "show", pretrained)["updates"] == 2
+    assert answer(capsys, "show", pretrained / "model")["objective"] == "wav2vec2"
+    assert answer(capsys, "show", pretrained / "ckpt" / "step_00000002")["files"] >= 2
+    assert answer(capsys, "show", manifest)["utterances"] == 8
+
+
+def test_report_draws_curves(pretrained: Path, recogniser: Path, tmp_path: Path):
+    out = tmp_path / "curves.png"
+    runs = [str(pretrained), str(recogniser)]
+    assert main(["report", *runs, "--out", str(out), "--smooth", "3"]) == 0
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert main(["report", str(tmp_path)]) == 3

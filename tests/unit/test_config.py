@@ -1,0 +1,121 @@
+"""Resolving a configuration: presets, files, command line, starting from a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from speechssl.config import cross_checks, from_file, resolve
+from speechssl.errors import ConfigError
+from speechssl.models.presets import preset
+
+NAMED = ["--objective.name", "wav2vec2"]
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def model_folder(folder: Path, **changes: object) -> str:
+    stored = asdict(preset("tiny", **changes))
+    (folder / "config.json").write_text(json.dumps({"speechssl": {"backbone": stored}}))
+    return str(folder)
+
+
+def test_later_files_win_and_the_command_line_wins_over_files(tmp_path: Path):
+    a = write(tmp_path, "a.yaml", "optim: {lr: 1.0e-3, steps: 7}\nobjective: {name: wav2vec2}\n")
+    b = write(tmp_path, "b.yaml", "optim:\n  lr: 2e-3\n  clip_norm: 1\n")
+    config = resolve(["--config", a, "--config", b, "--optim.clip_norm", "3"])
+    assert (config.optim.lr, config.optim.steps, config.optim.clip_norm) == (2e-3, 7, 3.0)
+    assert config.sources["optim.lr"] == f"{b}:2"
+    assert config.sources["optim.clip_norm"] == "command line"
+    assert "optim.eps" not in config.sources
+
+
+def test_explicit_backbone_settings_override_the_preset():
+    config = resolve([*NAMED, "--backbone.preset", "base", "--backbone.layers", "3"])
+    assert config.backbone == preset("base", layers=3)
+    assert config.sources["backbone.dim"] == "preset base"
+    assert config.sources["backbone.layers"] == "command line"
+
+
+def test_resolved_yaml_reads_back_as_the_same_configuration(tmp_path: Path):
+    config = resolve([*NAMED, "--data.train", "a.jsonl", "--objective.mask.prob", "0.5"])
+    config.save(tmp_path / "run" / "config.yaml")
+    again = from_file(tmp_path / "run" / "config.yaml")
+    assert again.to_dict() == config.to_dict()
+    assert again.objective.cfg.mask.prob == 0.5
+    assert again.data.train == ("a.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.lrr", "1"], r"unknown key 'optim.lrr'; did you mean 'optim.lr'\?"),
+        (["--engine.lr", "1"], "did you mean 'optim.lr'"),
+        ([*NAMED, "--objective.num_negativs", "1"], "'objective.num_negatives'.*'wav2vec2'"),
+        ([*NAMED, "--optim.lr", "fast"], "command line: optim.lr: got 'fast'"),
+        ([*NAMED, "--backbone.preset", "bas"], "did you mean 'base'"),
+        ([*NAMED, "--backbone.heads", "3"], "multiple of heads"),
+        (["--objective.name", "ctcc"], "command line: objective.name.*did you mean 'ctc'"),
+        ([], "objective.name is not set; expected one of .*ctc"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_name(words: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        resolve(words)
+
+
+def test_unknown_key_names_file_and_line(tmp_path: Path):
+    path = write(tmp_path, "a.yaml", "objective: {name: wav2vec2}\noptim:\n  warmup: 3\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml:3: unknown key 'optim.warmup'.*warmup_steps"):
+        resolve(["--config", path])
+
+
+def test_init_takes_the_backbone_of_the_model(tmp_path: Path):
+    folder = model_folder(tmp_path, dim=64, dropout=0.1)
+    config = resolve([*NAMED, "--init.from", folder, "--backbone.dropout", "0.0"])
+    assert (config.backbone.dim, config.backbone.dropout) == (64, 0.0)
+    assert config.sources["backbone.dim"] == f"model {folder}"
+    assert config.to_dict()["init"] == {"from": folder}
+
+
+@pytest.mark.parametrize("words", [["--backbone.dim", "32"], ["--backbone.preset", "base"]])
+def test_init_refuses_another_shape(tmp_path: Path, words: list[str]):
+    with pytest.raises(ConfigError, match="but the model in init.from"):
+        resolve([*NAMED, "--init.from", model_folder(tmp_path), *words])
+
+
+def test_init_accepts_what_the_model_has_anyway(tmp_path: Path):
+    folder = model_folder(tmp_path)
+    words = ["--backbone.preset", "tiny", "--backbone.dim", "256"]
+    assert resolve([*NAMED, "--init.from", folder, *words]).backbone == preset("tiny")
+
+
+def test_init_points_to_the_model_inside_a_run(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    model_folder(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"no model folder.*did you mean .*/model\?"):
+        resolve([*NAMED, "--init.from", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "message"),
+    [
+        ([], "cpu", "data.train is not set"),
+        (["--data.train=a", "--data.batch_sec=99"], "cpu", "cannot hold more audio than an update"),
+        (["--data.train=a", "--engine.precision=fp16"], "cpu", "no GPU"),
+    ],
+)
+def test_cross_checks(words: list[str], device: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        cross_checks(resolve([*NAMED, *words]), device=device)
+
+
+def test_cross_checks_accept_sound_settings():
+    cross_checks(resolve([*NAMED, "--data.train=a", "--engine.precision=fp16"]), device="cuda")

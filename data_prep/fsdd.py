@@ -187,7 +187,7 @@ def _join(
         taken.append(queue.pop(0))
         pieces += [gap, clip]
         begin_sec, end_sec = (length + len(gap)) / rate_hz, end / rate_hz
-        words.append([str(taken[-1].text), round(begin_sec, 3), round(end_sec, 3)])
+        words.append([str(taken[-1].text), round(begin_sec, 4), round(end_sec, 4)])
         length = end
     pieces.append(np.zeros(int(rng.integers(rate_hz // 20, rate_hz // 5)), np.float32))
     wave = np.concatenate(pieces)

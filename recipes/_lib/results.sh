@@ -11,6 +11,7 @@ json_number() {
         for (i = 1; seen < position; i++) if (parts[i] != "") seen++
         if (parts[i - 1] ~ /^-?[0-9]/) printf "%s", parts[i - 1] }')
   fi
+  if [[ -z $found ]]; then printf '%s: no number "%s"\n' "$file" "$key" >&2; fi
   printf '%s' "${found:--}"
 }
 

@@ -37,7 +37,10 @@ parse_options() {
   while (($#)); do
     name=${1%%=*}
     case $name in
-      --help | -h) usage && exit 0 ;;
+      --help | -h)
+        usage
+        exit 0
+        ;;
       --smoke) smoke=1 && shift && continue ;;
       --stage | --stop-stage | --stop_stage | --nproc | --data | --out) ;;
       *) option_error "unknown option '$1'" ;;

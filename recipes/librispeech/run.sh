@@ -116,7 +116,7 @@ results_table() {
     for method in greedy beam; do
       printf '| %s | %s |' "$size" "$method"
       for name in "${evaluation_sets[@]}"; do
-        printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/results.json" wer)"
+        printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/wer.json" wer)"
       done
       printf '\n'
     done

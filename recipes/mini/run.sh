@@ -47,9 +47,9 @@ report() {
 summary() {
   cat <<TEXT
 
-Word error rate on unseen voices      $(percent "$out/eval/asr/results.json" wer) %   (characters: $(percent "$out/eval/asr/results.json" cer) %)
-Speaker accuracy on unseen sentences  $(percent "$out/eval/speaker/results.json" accuracy) %
-Synthetic speech and a minute of training: these numbers say that everything works, not how well.
+Word error rate on unseen voices      $(percent "$out/eval/asr/wer.json" wer) %   (characters: $(percent "$out/eval/asr/wer.json" cer) %)
+Speaker accuracy on unseen sentences  $(percent "$out/eval/speaker/speaker.json" accuracy) %
+Synthetic speech and a few minutes of training: these numbers say that everything works, not how well.
 
 Where everything lies, below $out:
   data/              the demo corpus and its manifests

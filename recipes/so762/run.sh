@@ -100,14 +100,14 @@ results() {
 
 # asr_row TITLE NAME SIZE: WER and CER in percent on dev and test, with the 95 % interval on test.
 asr_row() {
-  local dev=$out/asr/$2_$3/eval_dev/results.json test=$out/asr/$2_$3/eval_test/results.json
+  local dev=$out/asr/$2_$3/eval_dev/wer.json test=$out/asr/$2_$3/eval_test/wer.json
   printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$3" \
     "$(percent "$dev" wer)" "$(percent "$dev" cer)" \
     "$(percent "$test" wer)" "$(interval "$test")" "$(percent "$test" cer)"
 }
 
 speaker_row() {
-  local dev=$out/speaker/$2/eval_dev/results.json test=$out/speaker/$2/eval_test/results.json
+  local dev=$out/speaker/$2/eval_dev/speaker.json test=$out/speaker/$2/eval_test/speaker.json
   printf '| %s | %s | %s |\n' "$1" "$(percent "$dev" accuracy)" "$(percent "$test" accuracy)"
 }
 

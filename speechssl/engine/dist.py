@@ -82,7 +82,7 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    """This process's number, 0 without a group."""
+    """Number of this process, 0 without a group."""
     return td.get_rank() if td.is_initialized() else 0
 
 

@@ -23,7 +23,7 @@ def add_sums(into: MutableMapping[str, Sum], sums: Mapping[str, Sum]) -> None:
 
 
 class Metrics:
-    """This rank's sums since the last report."""
+    """Sums of this rank since the last report."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Sum] = {}

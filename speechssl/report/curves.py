@@ -68,7 +68,7 @@ def plot_curves(
     labels: Sequence[str] | None = None,
     smooth: int = 1,
 ) -> None:
-    """Draw the runs into `out` (.png, .svg, .pdf): a panel a metric, train thin, valid dotted.
+    """Draw the runs into `out` (.png, .svg, .pdf): a panel a metric; train thin, valid with dots.
 
     `smooth` averages that many training points. Dashed lines are chance levels.
     """

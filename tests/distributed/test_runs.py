@@ -113,7 +113,3 @@ def test_two_ranks_of_deepspeed_die_and_resume(tmp_path):
     again = launch(out, *options, ranks=2)
     assert again.returncode == 0, again.stderr[-3000:]
     assert digest(out) == digest(tmp_path / "whole")
-
-    alone = launch(out, *options)
-    assert alone.returncode == 1
-    assert "start it with 2 processes" in alone.stderr

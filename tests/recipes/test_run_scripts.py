@@ -150,6 +150,7 @@ def test_numbers_are_read_from_json(tmp_path):
     )
     done = bash("-c", script)
     assert done.stdout.split("\n")[0] == "25.6 20.0 to 31.0 - - -"
+    assert done.stderr.count("no number") == 3
 
 
 def test_set_up_without_python_says_what_is_needed(tmp_path):
@@ -175,4 +176,4 @@ def test_set_up_without_python_says_what_is_needed(tmp_path):
 def test_smoke(recipe, tmp_path):
     done = bash(f"recipes/{recipe}/run.sh", "--smoke", "--out", tmp_path / recipe, timeout=1200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "RESULTS" in done.stdout or (tmp_path / recipe / "RESULTS.md").exists()
+    assert "| - |" not in (tmp_path / recipe / "RESULTS.md").read_text(encoding="utf-8")

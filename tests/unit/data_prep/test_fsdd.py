@@ -1,4 +1,4 @@
-"""Spoken digits on a tiny tree, in both layouts: lists, joined sentences, nothing held out leaks."""
+"""Spoken digits on a tiny tree, in both layouts: lists, joined sentences, no leaks."""
 
 import json
 from pathlib import Path

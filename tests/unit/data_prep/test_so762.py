@@ -2,6 +2,8 @@
 
 import json
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +158,35 @@ def test_a_broken_archive_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="cannot unpack"):
         so762.download(tmp_path / "dest")
     assert not list((tmp_path / "dest").glob("*.completed"))
+
+
+def test_a_connection_that_breaks_off_is_taken_up_again(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(original, "speechocean762")
+    content = archive.read_bytes()
+    asked: list[str | None] = []
+
+    class Flaky(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Range"])
+            first = int((asked[-1] or "bytes=0-")[6:-1])
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(content) - first))
+            self.end_headers()
+            self.wfile.write(content[first:] if first else content[:1000])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Flaky) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/speechocean762.tar.gz"
+        monkeypatch.setattr(so762, "URL", url)
+        with pytest.raises(DataError, match=f"got 1000 bytes, expected {len(content)}"):
+            so762.download(tmp_path / "dest")
+        assert (so762.download(tmp_path / "dest") / "train" / "text").exists()
+        server.shutdown()
+    assert asked == [None, "bytes=1000-"]

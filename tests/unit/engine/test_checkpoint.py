@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there; damage found, named and passed over; never a silent restart."""
+"""Checkpoints: complete or not there; damage is named and passed over; no silent restart."""
 
 import json
 import logging

@@ -51,5 +51,5 @@ def test_zero_stage_needs_deepspeed():
 
 
 def test_intervals_are_positive():
-    with pytest.raises(ConfigError, match="run.keep"):
+    with pytest.raises(ConfigError, match=r"run\.keep"):
         RunConfig(keep=0)

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb."""
+    """Run the verb; exit code 3 when some of the audio could not be used."""
     args = parser().parse_args(argv)
     layer = _layer(args.layer)
     from speechssl.cli.inputs import pick_device, tell_skipped, utterances_of
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         f"dimensions, {extractor.geometry.rate_hz / extractor.geometry.hop:g} frames a second"
     )
     print("read them: from speechssl.extract.store import open_features")
-    return 0
+    return 3 if skips.total else 0
 
 
 def place() -> tuple[int, int]:

@@ -186,7 +186,7 @@ class TrainData:
             seed=cfg.seed,
         )
         self.rank, self.world = rank, world
-        self._bad_before = self.skips.total
+        self._unreadable: set[str] = set()  # ids; each counts once, not once an epoch
 
     @property
     def utterances(self) -> Sequence[Utterance]:
@@ -207,12 +207,15 @@ class TrainData:
         builder = _Builder(self.dataset, self.collate)
         for batch, ends_update in _load(builder, self._tasks(first_step), self.cfg.workers):
             for kind, where, message in batch.skipped:
+                if where in self._unreadable:
+                    continue
+                self._unreadable.add(where)
                 log.warning("skipped %s (%s): %s", where, kind, message)
                 self.skips.add(kind, where, message)
                 limit = max(1.0, self.cfg.max_bad_fraction * len(self.dataset))
-                if self.skips.total - self._bad_before > min(self.cfg.max_bad, limit):
+                if len(self._unreadable) > min(self.cfg.max_bad, limit):
                     raise DataError(
-                        f"{self.skips.total - self._bad_before} of {len(self.dataset)} utterances "
+                        f"{len(self._unreadable)} of {len(self.dataset)} utterances "
                         "could not be read, more than data.max_bad or data.max_bad_fraction "
                         f"allows: {'; '.join(self.skips.lines())}; run `speechssl manifest "
                         "--full-check` to find and drop them all"

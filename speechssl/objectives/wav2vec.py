@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.objectives.base import Objective
+from speechssl.objectives.health import health, moments
 from speechssl.types import Batch, Loss, Plan, Sum
 
 
@@ -136,7 +137,13 @@ class Wav2Vec(Objective):
         scores = scores[scored]  # (M, 1 + N), the positive first
         total, count = self._cross_entropy(scores), scored.sum()
         logs = {"contrastive": Sum(total.detach(), count)} | _logs(scores.detach(), scored)
+        if not self.training:
+            logs |= moments(c)
         return Loss(total, count, logs)
+
+    def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
+        """Adds the signs of collapse of `health` at evaluation."""
+        return super().summary(sums) | health(sums)
 
     def chance(self) -> dict[str, float]:
         """The best that one and the same score for every candidate can do.

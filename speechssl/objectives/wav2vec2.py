@@ -17,6 +17,7 @@ from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise, perplexity
 from speechssl.objectives.base import Objective
 from speechssl.objectives.contrast import accuracy_sum, cosine_logits, draw_negatives
+from speechssl.objectives.health import health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.types import Batch, Loss, Plan, Progress, Sum
 
@@ -93,7 +94,7 @@ class Wav2Vec2(Objective):
         self.temperature = max(cfg.temperature_end, decayed)
 
     def forward(self, batch: Batch) -> Loss:
-        """Loss over the M masked frames of the batch."""
+        """Loss over the M masked frames of the batch; at evaluation also signs of collapse."""
         mask, negatives = batch.mask, batch.negatives
         if mask is None or negatives is None:
             raise ValueError(
@@ -101,7 +102,8 @@ class Wav2Vec2(Objective):
             )
         z = self.backbone.encode(batch.wave, batch.wave_lens)
         masked = self.backbone.features(z)[mask]  # (M, C), from the unmasked signal
-        c = self.backbone.context(z, mask).x[mask]  # (M, D)
+        context = self.backbone.context(z, mask)
+        c = context.x[mask]  # (M, D)
         counts = mask.sum(1)
         noise = None
         if self.training:
@@ -130,29 +132,34 @@ class Wav2Vec2(Objective):
         )
         hits = F.one_hot(q.codes, self.cfg.codes).sum(0)
         one = torch.ones((), device=c.device)
-        return Loss(
-            total,
-            n,
-            {
-                "contrastive": Sum(contrastive.detach(), n),
-                "diversity": Sum(diversity.detach(), n),
-                "penalty": Sum(penalty.detach(), n),
-                "accuracy": Sum(correct, n),
-                "neg_is_pos": Sum(neg_is_pos, n),
-                "mask_frac": Sum(n, z.lens.sum()),
-                "gumbel_temperature": Sum(one * self.temperature, one),
-                "code_hist": Sum(hits, n),
-                "prob_hist": Sum(q.probs.detach().sum(0), n),
-            },
-        )
+        logs = {
+            "contrastive": Sum(contrastive.detach(), n),
+            "diversity": Sum(diversity.detach(), n),
+            "penalty": Sum(penalty.detach(), n),
+            "accuracy": Sum(correct, n),
+            "neg_is_pos": Sum(neg_is_pos, n),
+            "mask_frac": Sum(n, z.lens.sum()),
+            "gumbel_temperature": Sum(one * self.temperature, one),
+            "code_hist": Sum(hits, n),
+            "prob_hist": Sum(q.probs.detach().sum(0), n),
+        }
+        if not self.training:
+            logs |= moments(context)
+        return Loss(total, n, logs)
 
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
-        """Adds perplexities of the hard choices and of the softmax, of at most groups * codes."""
+        """Adds perplexities of the hard choices and of the softmax, of at most groups * codes.
+
+        code_usage is the share of all codes chosen at least once in the window summed over: to
+        be compared between windows of one length. At evaluation also `health`.
+        """
         scalars = super().summary(sums)
         for name, hist in (("code_ppl", "code_hist"), ("prob_ppl", "prob_hist")):
             if hist in sums:
                 scalars[name] = perplexity(sums[hist].total)
-        return scalars
+        if "code_hist" in sums:
+            scalars["code_usage"] = float((sums["code_hist"].total > 0).double().mean())
+        return scalars | health(sums)
 
     def chance(self) -> dict[str, float]:
         """Guessing among the positive and its negatives."""

@@ -37,6 +37,7 @@ def test_evaluate_ssl(corpus: Path, pretrained: Path, capsys: pytest.CaptureFixt
     found = answer(capsys, "evaluate", pretrained / "model", corpus / "valid.jsonl")
     assert found["metrics"]["loss"] > 0
     assert found["chance"]["accuracy"] == 1 / 6
+    assert {"std_l2", "mean_cos", "code_usage"} <= found["metrics"].keys()  # signs of collapse
 
 
 @pytest.mark.parametrize("decode", ["greedy", "beam"])

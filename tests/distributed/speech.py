@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RATE_HZ = 16_000
 
 #: Sizes for the command line and for tests that build the model themselves.
-BACKBONE = {
+BACKBONE: dict[str, Any] = {
     "dim": 32,
     "layers": 2,
     "heads": 2,
@@ -29,8 +30,8 @@ BACKBONE = {
     "pos_groups": 4,
     "conv_dims": (24,) * 7,
 }
-OBJECTIVE = {"num_negatives": 10, "final_dim": 16, "code_dim": 16, "codes": 16}
-DATA = {"max_sec": 2.0, "batch_sec": 6.0, "update_sec": 6.0, "workers": 0}
+OBJECTIVE: dict[str, Any] = {"num_negatives": 10, "final_dim": 16, "code_dim": 16, "codes": 16}
+DATA: dict[str, Any] = {"max_sec": 2.0, "batch_sec": 6.0, "update_sec": 6.0, "workers": 0}
 
 
 class MayBeKilled(Wav2Vec2):

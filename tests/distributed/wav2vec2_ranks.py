@@ -46,10 +46,14 @@ def build(diversity_weight: float = 0.0, **backbone: Any) -> Wav2Vec2:
 
 def data_for(objective: Wav2Vec2, folder: Path, batch_sec: float) -> TrainData:
     """Training data of this rank."""
-    place = {"rank": dist.rank(), "world": dist.world()}
-    cfg, geometry = replace(CFG, batch_sec=batch_sec), objective.backbone.geometry
-    utterances = read_manifest(folder / "train.jsonl")
-    return TrainData(utterances, geometry, cfg, objective.plan_fn(), **place)
+    return TrainData(
+        read_manifest(folder / "train.jsonl"),
+        objective.backbone.geometry,
+        replace(CFG, batch_sec=batch_sec),
+        objective.plan_fn(),
+        rank=dist.rank(),
+        world=dist.world(),
+    )
 
 
 def gradients(folder: Path, variant: str, batch_sec: float) -> tuple[Weights, int]:
@@ -110,11 +114,12 @@ def main() -> None:
         out[variant], num_micro = gradients(folder, variant, CFG.batch_sec)
         out[f"{variant} micro"] = dist.gather(num_micro)
     shard_everything()
-    for kind, stage in [("plain", 0), *(("deepspeed", s) for s in range(4))]:
-        cfg = EngineConfig(kind=kind, zero_stage=stage)
+    engines = [EngineConfig()]
+    engines += [EngineConfig("deepspeed", stage) for stage in (0, 1, 2, 3)]
+    for cfg in engines:
         objective = build(diversity_weight=0.1, **LAYERDROP)
         engine = build_engine(objective, OPTIM, cfg, device, Progress(max_steps=20, seed=5))
-        out[f"{kind}{stage}"] = run(engine, folder)
+        out[f"{cfg.kind}{cfg.zero_stage}"] = run(engine, folder)
     if dist.is_main():
         torch.save(out, result)
     dist.shutdown()

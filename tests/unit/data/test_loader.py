@@ -120,6 +120,8 @@ def test_unusable_audio_is_skipped_counted_and_limited(corpus, tmp_path, caplog)
     assert data.skips.counts["silent"] == 1
     assert data.skips.total == 2
     assert corpus[0].audio in caplog.text
+    flat(data, data.updates_per_epoch, 9 * data.updates_per_epoch)
+    assert data.skips.total == 2  # not two more every epoch: long runs would end
     strict = DataConfig(**{**CFG.__dict__, "max_bad_fraction": 0.0, "max_bad": 1})
     data = TrainData(corpus, GEOMETRY, strict, plan)
     with pytest.raises(DataError, match=r"data\.max_bad"):

@@ -15,11 +15,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.lists import finished, print_lists, split_clips, write_lists
+from data_prep.lists import (
+    finished,
+    print_lists,
+    split_clips,
+    unlabelled,
+    write_lists,
+)
 from speechssl.data.manifest import read_manifest, write_manifest
 from speechssl.errors import DataError, SpeechSSLError
 from speechssl.rng import generator
@@ -94,7 +99,8 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     """Write pretrain, pretrain_valid, asr_{train,dev,test} and spk_{train,dev,test} manifests.
 
     ASR dev and test have speakers of their own (an eighth each); the spk lists divide the clips of
-    every speaker 60/20/20. Raises DataError when the corpus is not there or files are missing.
+    every speaker 70/15/15, and pre-training hears none of their dev and test clips.
+    Raises DataError when the corpus is not there or files are missing.
     """
     corpus, out = Path(corpus_dir), Path(out_dir)
     source = corpus / "corpus.jsonl"
@@ -113,12 +119,13 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     asr = {"train": [], "dev": [], "test": []}
     for u in utterances:
         asr["test" if u.speaker in test else "dev" if u.speaker in dev else "train"].append(u)
+    by_clip = split_clips(utterances, "demo")
     lists: dict[str, Sequence[Utterance]] = {
-        "pretrain": [replace(u, text=None) for u in asr["train"]],
-        "pretrain_valid": [replace(u, text=None) for u in asr["dev"]],
+        "pretrain": unlabelled(asr["train"], by_clip),
+        "pretrain_valid": unlabelled(asr["dev"], by_clip),
     }
     lists |= {f"asr_{split}": found for split, found in asr.items()}
-    lists |= {f"spk_{split}": found for split, found in split_clips(utterances, "demo").items()}
+    lists |= {f"spk_{split}": found for split, found in by_clip.items()}
     return write_lists(out, "demo", source, lists)
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.archive import fetch, unpack
-from data_prep.lists import command, finished, write_lists
+from data_prep.lists import all_of, command, finished, write_lists
 from speechssl.audio.io import read, write
-from speechssl.data.readers import gather
 from speechssl.errors import DataError
 from speechssl.rng import generator
 from speechssl.types import Utterance
@@ -74,7 +73,7 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
         ]
     beside = root.parent / "connected"
     if (beside / "manifest.jsonl").is_file():
-        for u in _all_of(beside):
+        for u in all_of(beside):
             name = f"connected_{u.extra.get('split')}"
             mine = replace(u, speaker=(u.speaker or "").removeprefix("fsdd-"))
             lists[name] = [*lists.get(name, []), mine]
@@ -95,16 +94,10 @@ def _root(corpus: Path) -> Path:
     )
 
 
-def _all_of(source: Path) -> list[Utterance]:
-    utterances, skips = gather(source, jobs=2)
-    skips.check(len(utterances) + skips.total, max_fraction=0.0)
-    return utterances
-
-
 def _jsonl(root: Path) -> list[Utterance]:
     index = {word: digit for digit, word in enumerate(WORDS)}
     labelled = []
-    for u in _all_of(root):
+    for u in all_of(root):
         if u.text not in index or not u.speaker:
             raise DataError(f"{root}: id '{u.id}' has text {u.text!r}, expected one of {WORDS}")
         number = int(u.id.rpartition("-")[2])
@@ -120,7 +113,7 @@ def _jsonl(root: Path) -> list[Utterance]:
 
 def _original(root: Path) -> list[Utterance]:
     labelled = []
-    for u in _all_of(root / "recordings"):
+    for u in all_of(root / "recordings"):
         parts = _NAME.fullmatch(u.id)
         if parts is None:
             raise DataError(f"{u.audio}: expected a name like 7_jackson_32.wav")

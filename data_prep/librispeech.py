@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_prep.archive import fetch, unpack
+from data_prep.lists import finished, write_lists
 from speechssl.audio.io import probe
-from speechssl.data.manifest import write_manifest
 from speechssl.errors import DataError, SpeechSSLError
 from speechssl.types import Utterance
 
@@ -42,6 +43,7 @@ FINETUNING_SETS = {
     "finetune-1h": (tuple(f"1h/{i}" for i in range(6)), 1.0),
     "finetune-10h": ((*(f"1h/{i}" for i in range(6)), "9h"), 10.0),
 }
+_JOBS = 4  # threads that open files
 _TOLERANCE = 0.06  # the paper rounds; its hours of the `other` sets are off by up to 5 %
 _SHA256 = {
     "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
@@ -74,26 +76,24 @@ def download(dest: str | Path, subsets: Sequence[str] = (*PUBLISHED, FINETUNING)
 def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     """Write one manifest for each subset and fine-tuning set found below `corpus_dir`.
 
-    Returns split -> manifest. Raises DataError when nothing is found, when audio and transcripts
-    do not match, or when a subset is complete but its hours differ from the published ones.
+    Transcript lines without audio are counted and left out. A complete subset is read once, one
+    that is not complete again at every call. Returns split -> manifest.
+    Raises DataError when nothing is found, when audio has no transcript, when no audio of a subset
+    is there, or when a subset is complete but its hours differ from the published ones.
     """
     corpus, out = Path(corpus_dir), Path(out_dir)
     root = corpus / "LibriSpeech" if (corpus / "LibriSpeech").is_dir() else corpus
     written: dict[str, Path] = {}
     for subset, (num_utterances, hours) in PUBLISHED.items():
         if (root / subset).is_dir():
-            utterances = list(_read(root / subset))
-            _check(subset, utterances, hours, num_utterances)
-            written[subset] = _write(out, subset, utterances)
+            written |= _prepare(out, subset, root / subset, [root / subset], hours, num_utterances)
     extra = next((d / FINETUNING for d in (corpus, root) if (d / FINETUNING).is_dir()), None)
     for name, (folders, hours) in FINETUNING_SETS.items() if extra else ():
         parts = [extra / folder for folder in folders if extra]
         if missing := [str(part) for part in parts if not part.is_dir()]:
             log.warning("%s: left out, no folder %s", name, ", ".join(missing))
             continue
-        utterances = [u for part in parts for u in _read(part)]
-        _check(name, utterances, hours)
-        written[name] = _write(out, name, utterances)
+        written |= _prepare(out, name, parts[0], parts, hours)
     if not written:
         raise DataError(
             f"{corpus}: none of {', '.join(PUBLISHED)}, {FINETUNING} is here; "
@@ -103,24 +103,56 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     return written
 
 
-def _read(folder: Path) -> Iterator[Utterance]:
+def _prepare(
+    out: Path,
+    split: str,
+    source: Path,
+    folders: Sequence[Path],
+    hours: float,
+    published_utterances: int = 0,
+) -> dict[str, Path]:
+    """One manifest of the chapters below `folders`, unless it was finished before."""
+    if (done := finished(out, split, source)) is not None:
+        return done
+    utterances = [u for folder in folders for u in _read(split, folder)]
+    complete = _is_complete(split, utterances, hours, published_utterances)
+    return write_lists(out, split, source, {split: utterances}, complete=complete)
+
+
+def _read(split: str, folder: Path) -> list[Utterance]:
     """Utterances of all chapters below `folder`, in the order of their ids' paths."""
+    found: list[tuple[Path, str]] = []
+    absent: list[Path] = []
     for transcripts in sorted(folder.rglob("*.trans.txt")):
         chapter = transcripts.parent
         texts = dict(_lines(transcripts))
-        for stray in sorted({f.stem for f in chapter.glob("*.flac")} - texts.keys()):
+        there = {file.stem for file in chapter.glob("*.flac")}
+        for stray in sorted(there - texts.keys()):
             raise DataError(f"{chapter / stray}.flac: no transcript in {transcripts.name}")
         for name, text in texts.items():
-            audio = chapter / f"{name}.flac"
-            info = probe(audio)
-            yield Utterance(
-                id=name,
-                audio=str(audio.resolve()),
+            file = chapter / f"{name}.flac"
+            if name in there:
+                found.append((file, text))
+            else:
+                absent.append(file)
+    if absent:
+        message = f"{split}: {len(absent)} transcripts have no audio, the first is {absent[0]}"
+        if not found:
+            raise DataError(f"{message}; expected audio beside them: unpack the archive again")
+        log.warning("%s; left out", message)
+    with ThreadPoolExecutor(_JOBS) as pool:  # headers of a hundred thousand files
+        headers = pool.map(probe, (file for file, _ in found))
+        return [
+            Utterance(
+                id=file.stem,
+                audio=str(file.resolve()),
                 num_samples=info.num_samples,
                 rate_hz=info.rate_hz,
                 text=text,
-                speaker=name.partition("-")[0],
+                speaker=file.stem.partition("-")[0],
             )
+            for (file, text), info in zip(found, headers, strict=True)
+        ]
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -133,9 +165,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
         yield name, text
 
 
-def _check(
-    split: str, utterances: Sequence[Utterance], hours: float, published_utterances: int = 0
-) -> None:
+def _is_complete(
+    split: str, utterances: Sequence[Utterance], hours: float, published_utterances: int
+) -> bool:
     got = sum(u.seconds for u in utterances) / 3600
     wrong = abs(got - hours) > _TOLERANCE * hours
     if wrong and len(utterances) == published_utterances:
@@ -147,13 +179,7 @@ def _check(
         log.warning(
             "%s is not complete: %d utterances, %.2f h of %g h", split, len(utterances), got, hours
         )
-
-
-def _write(out: Path, split: str, utterances: Iterable[Utterance]) -> Path:
-    path = out / f"{split}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(path, list(utterances))
-    return path
+    return not wrong and len(utterances) == (published_utterances or len(utterances))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,16 +7,19 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from speechssl.atomic import write_text
 from speechssl.data.manifest import describe, read_manifest, write_manifest
+from speechssl.data.readers import gather
 from speechssl.errors import DataError, SpeechSSLError
 from speechssl.rng import generator
 from speechssl.types import Utterance
 
 log = logging.getLogger(__name__)
 MARK = ".completed"
+VERSION = 2  # of how lists are drawn: raise it, and everything is prepared again
 
 
 def finished(out_dir: Path, name: str, source: Path) -> dict[str, Path] | None:
@@ -25,21 +28,29 @@ def finished(out_dir: Path, name: str, source: Path) -> dict[str, Path] | None:
     A `source` that is a file also counts as changed when it is newer than the mark.
     """
     mark = _read_mark(out_dir).get(name)
-    if not mark or mark["source"] != str(source.absolute()):
+    if not mark or (mark["source"], mark.get("version")) != (str(source.absolute()), VERSION):
         return None
     if source.is_file() and source.stat().st_mtime > (out_dir / MARK).stat().st_mtime:
         return None
     paths = {split: out_dir / f"{split}.jsonl" for split in mark["utterances"]}
     if not all(path.is_file() for path in paths.values()):
         return None
-    log.info("%s: already prepared", out_dir)
+    log.info("%s: %s is already prepared", out_dir, name)
     return paths
 
 
 def write_lists(
-    out_dir: Path, name: str, source: Path, lists: Mapping[str, Sequence[Utterance]]
+    out_dir: Path,
+    name: str,
+    source: Path,
+    lists: Mapping[str, Sequence[Utterance]],
+    *,
+    complete: bool = True,
 ) -> dict[str, Path]:
-    """Write `SPLIT.jsonl` for every list, then the mark. Raises DataError for an empty list."""
+    """Write `SPLIT.jsonl` for every list, then the mark, unless more is expected to come.
+
+    Raises DataError for an empty list.
+    """
     for split, utterances in lists.items():
         if not utterances:
             raise DataError(f"{name}: no utterances for '{split}' in {source}; is it all there?")
@@ -50,17 +61,32 @@ def write_lists(
     for split, utterances in lists.items():
         paths[split] = out_dir / f"{split}.jsonl"
         write_manifest(paths[split], utterances)
-    counts = {split: len(utterances) for split, utterances in lists.items()}
-    marks[name] = {"source": str(source.absolute()), "utterances": counts}
-    write_text(out_dir / MARK, json.dumps(marks, indent=1) + "\n")
+    if complete:
+        counts = {split: len(utterances) for split, utterances in lists.items()}
+        marks[name] = {"version": VERSION, "source": str(source.absolute()), "utterances": counts}
+        write_text(out_dir / MARK, json.dumps(marks, indent=1) + "\n")
     return paths
 
 
+def all_of(source: Path) -> list[Utterance]:
+    """Every utterance of a corpus in any known form. Raises DataError when one cannot be used."""
+    utterances, skips = gather(source, jobs=2)
+    skips.check(len(utterances) + skips.total, max_fraction=0.0)
+    return utterances
+
+
+def tell_hours(name: str, utterances: Sequence[Utterance]) -> None:
+    """Log what one source gives."""
+    hours = sum(u.seconds for u in utterances) / 3600
+    log.info("pre-training: %d clips, %.2f h from %s", len(utterances), hours, name)
+
+
 def split_clips(utterances: Sequence[Utterance], *key: str) -> dict[str, list[Utterance]]:
-    """Divide the clips of every speaker 60/20/20 into train, dev, test: closed-set identification.
+    """Divide the clips of every speaker 70/15/15 into train, dev, test: closed-set identification.
 
     Drawn by a generator keyed with `key` and the speaker, at least 2, 1 and 1 clips; speakers with
     fewer than 4 clips, and clips without speaker, are left out. The order of the list is kept.
+    Nothing may pre-train on the dev and test clips: see `unlabelled`.
     """
     clips: dict[str, list[str]] = {}
     for u in utterances:
@@ -71,7 +97,7 @@ def split_clips(utterances: Sequence[Utterance], *key: str) -> dict[str, list[Ut
         if len(ids) < 4:
             log.warning("speaker %s: %d clips, expected at least 4; left out", speaker, len(ids))
             continue
-        held = max(1, round(0.2 * len(ids)))
+        held = max(1, round(0.15 * len(ids)))
         drawn = generator(*key, "clips", speaker).permutation(sorted(ids))
         for rank, id_ in enumerate(drawn):
             part[str(id_)] = "test" if rank < held else "dev" if rank < 2 * held else "train"
@@ -79,6 +105,14 @@ def split_clips(utterances: Sequence[Utterance], *key: str) -> dict[str, list[Ut
         split: [u for u in utterances if part.get(u.id) == split]
         for split in ("train", "dev", "test")
     }
+
+
+def unlabelled(
+    utterances: Sequence[Utterance], held: Mapping[str, Sequence[Utterance]]
+) -> list[Utterance]:
+    """`utterances` as pre-training may hear them: no text, and no dev or test clip of `held`."""
+    kept_back = {u.id for split in ("dev", "test") for u in held[split]}
+    return [replace(u, text=None) for u in utterances if u.id not in kept_back]
 
 
 def print_lists(paths: Mapping[str, Path]) -> None:

@@ -15,8 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.archive import fetch, unpack
-from data_prep.lists import command, finished, split_clips, write_lists
-from speechssl.data.readers import gather
+from data_prep.lists import (
+    all_of,
+    command,
+    finished,
+    split_clips,
+    tell_hours,
+    unlabelled,
+    write_lists,
+)
 from speechssl.errors import DataError
 from speechssl.rng import generator
 from speechssl.types import Utterance
@@ -53,10 +60,11 @@ def download(dest: str | Path) -> Path:
 def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     """Write the manifests of pre-training, recognition and speaker identification.
 
-    pretrain (train speech and what lies beside it, without text), pretrain_valid (dev clips);
+    pretrain (train speech less the speaker lists' dev and test clips, and the unlabelled corpora
+    that lie beside it; without text), pretrain_valid (dev clips, less the same);
     asr_train_10min, asr_train_1h (nested, all train speakers alike; only where there is that much),
     asr_train_all, asr_dev, asr_test (three disjoint sets of speakers); spk_train, spk_dev, spk_test
-    (all speakers, clips divided 60/20/20). Returns split -> path.
+    (all speakers, clips divided 70/15/15). Returns split -> path.
     Raises DataError when files are missing, damaged, or fewer than published.
     """
     corpus, out = Path(corpus_dir), Path(out_dir)
@@ -68,9 +76,12 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
     train, dev, test = (_transcribed(parts[split]) for split in ("train", "dev", "test"))
     whole = [u for part in parts.values() for u in part]
     order = _by_turns(train)
+    by_clip = split_clips(whole, "so762")  # first: pre-training must not hear what these test
+    heard = unlabelled(parts["train"], by_clip)
+    tell_hours(root.name, heard)
     lists: dict[str, Sequence[Utterance]] = {
-        "pretrain": [replace(u, text=None) for u in [*parts["train"], *_unlabelled(root.parent)]],
-        "pretrain_valid": [replace(u, text=None) for u in _by_turns(dev)[:_VALID_CLIPS]],
+        "pretrain": [*heard, *_beside(root.parent)],
+        "pretrain_valid": unlabelled(_by_turns(dev), by_clip)[:_VALID_CLIPS],
     }
     for name, seconds in LABELLED_SEC.items():
         if sum(u.seconds for u in order) < seconds:
@@ -81,7 +92,7 @@ def prepare(corpus_dir: str | Path, out_dir: str | Path) -> dict[str, Path]:
         order = taken + [u for u in order if u.id not in chosen]  # the next set holds this one
         lists[name] = sorted(taken, key=lambda u: u.id)
     lists |= {"asr_train_all": train, "asr_dev": dev, "asr_test": test}
-    lists |= {f"spk_{split}": found for split, found in split_clips(whole, "so762").items()}
+    lists |= {f"spk_{split}": found for split, found in by_clip.items()}
     return write_lists(out, "so762", mark, lists)
 
 
@@ -103,7 +114,7 @@ def _root(corpus: Path) -> Path:
 
 
 def _jsonl(root: Path) -> dict[str, list[Utterance]]:
-    utterances = _all_of(root)
+    utterances = all_of(root)
     parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
     for u in utterances:
         parts.setdefault(str(u.extra.get("split")), []).append(u)
@@ -111,7 +122,7 @@ def _jsonl(root: Path) -> dict[str, list[Utterance]]:
 
 
 def _original(root: Path) -> dict[str, list[Utterance]]:
-    parts = {split: _all_of(root / split) for split in PUBLISHED}
+    parts = {split: all_of(root / split) for split in PUBLISHED}
     for split, published in PUBLISHED.items():
         if len(parts[split]) != published:
             raise DataError(
@@ -125,19 +136,13 @@ def _original(root: Path) -> dict[str, list[Utterance]]:
     return parts
 
 
-def _all_of(source: Path) -> list[Utterance]:
-    utterances, skips = gather(source, jobs=2)
-    skips.check(len(utterances) + skips.total, max_fraction=0.0)
-    return utterances
-
-
-def _unlabelled(folder: Path) -> list[Utterance]:
+def _beside(folder: Path) -> list[Utterance]:
     found: list[Utterance] = []
     for name, splits in UNLABELLED.items():
         if (folder / name / "manifest.jsonl").is_file():
-            taken = [u for u in _all_of(folder / name) if u.extra.get("split") in splits]
-            log.info("%s: %d clips of unlabelled speech", name, len(taken))
-            found += taken
+            taken = [u for u in all_of(folder / name) if u.extra.get("split") in splits]
+            tell_hours(name, taken)
+            found += [replace(u, text=None) for u in taken]
     return found
 
 

@@ -7,18 +7,18 @@ Nothing here imports torch unless an objective is named.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechssl import lookup
+from speechssl.atomic import write_text
 from speechssl.data.config import DataConfig
 from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
 from speechssl.errors import ConfigError
 from speechssl.models.presets import PRESETS, BackboneConfig, preset
-from speechssl.models.stored_config import from_json
 from speechssl.settings import (
     Setting,
     build,
@@ -51,7 +51,7 @@ FREE_BACKBONE_KEYS = frozenset(
 class InitConfig:
     """Where the weights start."""
 
-    from_: str = ""  # folder of a model whose backbone is loaded; empty: from scratch
+    from_: str = ""  # model folder or hub id to start from, ours or a plain Wav2Vec2; empty: none
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,7 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write the resolved YAML at once or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.to_yaml(), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, self.to_yaml())
 
 
 _ORDER = ("data", "backbone", "objective", "optim", "engine", "run", "init")
@@ -121,8 +117,11 @@ def resolve(argv: Sequence[str]) -> Config:
     return from_settings(settings | typed_in)
 
 
-def from_settings(settings: Mapping[str, Setting]) -> Config:
-    """The configuration that dotted settings describe; see `resolve`."""
+def from_settings(settings: Mapping[str, Setting], *, saved: bool = False) -> Config:
+    """The configuration that dotted settings describe; see `resolve`.
+
+    `saved` ones name every backbone setting, so that the model in init.from may be gone by now.
+    """
     known = [key for name, cls in SECTIONS.items() for key in leaves(cls, f"{name}.")]
     given = {k: s for k, s in settings.items() if not k.startswith("objective.")}
     reject_unknown(given, [*known, "objective.name"])
@@ -135,7 +134,9 @@ def from_settings(settings: Mapping[str, Setting]) -> Config:
 
     sources = {key: setting.source for key, setting in settings.items()}
     init = build(InitConfig, "init", settings)
-    if init.from_:
+    if saved:
+        backbone = build(BackboneConfig, "backbone", settings)
+    elif init.from_:
         backbone = _backbone_of_model(init.from_, settings, sources)
     else:
         backbone = _backbone_of_preset(settings, sources)
@@ -152,8 +153,8 @@ def from_settings(settings: Mapping[str, Setting]) -> Config:
 
 
 def from_file(path: str | Path) -> Config:
-    """The configuration of one YAML file, such as a run's own `config.yaml`."""
-    return from_settings(read_yaml(path))
+    """The configuration that `Config.save` wrote, such as a run's own `config.yaml`."""
+    return from_settings(read_yaml(path), saved=True)
 
 
 def cross_checks(config: Config, *, device: str = "cpu") -> None:
@@ -173,8 +174,22 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
         raise ConfigError(
             "engine.precision is 'fp16', but there is no GPU here; use 'fp32' or 'bf16' on a CPU"
         )
-    if not config.run.out:
-        raise ConfigError("run.out is not set; expected the folder that holds the run")
+    objective = config.objective.cfg
+    if getattr(objective, "freeze_steps", 0) and config.optim.weight_decay:
+        raise ConfigError(
+            f"objective.freeze_steps is {objective.freeze_steps}, but optim.weight_decay is "
+            f"{config.optim.weight_decay:g} and would move the frozen weights towards zero; set it "
+            "to 0 (as published) or freeze_steps to 0"
+        )
+    channels = getattr(objective, "channel_mask", None)
+    if channels is None or channels.prob == 0 or objective.frozen:
+        return
+    if config.backbone.dim < 2 * channels.length:
+        raise ConfigError(
+            f"objective.channel_mask.length is {channels.length}, but the backbone has "
+            f"{config.backbone.dim} channels and would never be masked; set it to "
+            f"{config.backbone.dim // 2} or less, or channel_mask.prob to 0"
+        )
 
 
 def _objective_class(settings: Mapping[str, Setting]) -> tuple[type[Objective], str]:
@@ -201,10 +216,7 @@ def _backbone_of_preset(settings: Mapping[str, Setting], sources: dict[str, str]
     name = explicit.pop("preset", "tiny")
     for key in PRESETS.get(name, {}):
         sources.setdefault(f"backbone.{key}", f"preset {name}")
-    try:
-        return preset(name, **explicit)
-    except ValueError as error:
-        raise ConfigError(f"backbone: {error}") from error
+    return preset(name, **explicit)
 
 
 def _backbone_of_model(
@@ -217,7 +229,8 @@ def _backbone_of_model(
     chosen = settings.get("backbone.preset")
     if chosen is not None:
         name = typed("backbone.preset", str, chosen)
-        expected = asdict(preset(name))
+        # A model of elsewhere is of a preset that has a name and no values.
+        expected = {} if name == stored.preset not in PRESETS else asdict(preset(name))
         asked = {
             key: (expected[key], f"{chosen.source} (preset {name})")
             for key in expected
@@ -243,25 +256,38 @@ def _backbone_of_model(
     return BackboneConfig(**values)
 
 
-def stored_backbone(folder: str | Path) -> BackboneConfig:
-    """The backbone section that a model folder's `config.json` holds.
+def stored_backbone(path_or_id: str | Path) -> BackboneConfig:
+    """The backbone of a model folder or hub model, ours or a plain Hugging Face Wav2Vec2.
 
-    Raises ConfigError when the folder holds no model of ours.
+    Raises ConfigError where there is no such model, CheckpointError where it cannot be read.
     """
-    file = Path(folder) / "config.json"
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))["speechssl"]["backbone"]
-    except OSError as error:
-        found = sorted(str(p.parent) for p in Path(folder).glob("*/config.json"))
+    from speechssl.models.bundle import backbone_config, locate
+
+    folder = Path(path_or_id)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = sorted(str(p.parent) for p in folder.glob("*/config.json"))
         hint = f"; did you mean {found[0]}?" if found else ""
-        raise ConfigError(
-            f"init.from: '{folder}' is no model folder (no config.json in it){hint}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"init.from: {file} holds no 'speechssl.backbone' section; was it saved by speechssl?"
-        ) from error
-    return from_json(BackboneConfig, stored, "speechssl.backbone", str(file))
+        raise ConfigError(f"init.from: '{folder}' is no model folder (no config.json in it){hint}")
+    return backbone_config(locate(path_or_id))
+
+
+def input_hashes(config: Config) -> dict[str, Any]:
+    """SHA-256 of what the settings only point at: the weights of init.from, the manifests."""
+
+    def sha256(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    found: dict[str, Any] = {
+        "init.from": "",
+        "data.train": [sha256(Path(path)) for path in config.data.train],
+    }
+    if config.init.from_:
+        from speechssl.models.bundle import locate
+        from speechssl.models.folder import WEIGHTS
+
+        found["init.from"] = sha256(locate(config.init.from_) / WEIGHTS)
+    return found
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -58,16 +58,6 @@ class FrameGeometry:
         """The fewest samples that give `frames` frames."""
         return (frames - 1) * self.hop + self.receptive if frames > 0 else 0
 
-    def frame_slice(self, start: int, samples: int) -> slice:
-        """Frames of a crop [start, start + samples) within its utterance.
-
-        Raises ValueError when `start` is not a multiple of the hop: the frames would not line up.
-        """
-        if start % self.hop:
-            raise ValueError(f"crop start {start} is not a multiple of the hop, {self.hop} samples")
-        first = start // self.hop
-        return slice(first, first + self.frames(samples))
-
     def centres_sec(self, frames: int) -> list[float]:
         """Time in seconds of the middle of each frame's receptive field."""
         return [(i * self.hop + self.receptive / 2) / self.rate_hz for i in range(frames)]

@@ -70,8 +70,6 @@ class Batch:
     mask: Tensor | None = None  # (B, T) bool, True = hidden
     channel_mask: Tensor | None = None  # (B, D) bool, True = zeroed
     negatives: Tensor | None = None  # int64, shape as the objective says
-    view2: Tensor | None = None  # (B, S) second augmentation of the same crops
-    labels: Tensor | None = None  # (B, T) int64, -100 = ignore
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
     speakers: Tensor | None = None  # (B,) int64 class index
@@ -139,4 +137,5 @@ class Progress:
     max_steps: int = 1
     seed: int = 1
     best: float | None = None  # best validation score so far
+    best_ties: tuple[float, ...] = ()  # its further scores, which decide between equal ones
     best_step: int | None = None

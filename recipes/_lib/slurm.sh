@@ -22,11 +22,12 @@ source recipes/_lib/setup.sh
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-8}
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one machine do not meet
-export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-gpus} / gpus))
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 ((OMP_NUM_THREADS > 0)) || OMP_NUM_THREADS=1
 
 # With --kill-on-bad-exit a machine that fails ends the job, instead of leaving the others waiting.
-exec srun --kill-on-bad-exit=1 torchrun \
+# srun does not take --cpus-per-task over from sbatch by itself.
+exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun \
   --nnodes "$SLURM_NNODES" --nproc_per_node "$gpus" \
   --rdzv_id "$SLURM_JOB_ID" --rdzv_backend c10d --rdzv_endpoint "$head_node:$port" \
   -m speechssl train "$@"

@@ -1,12 +1,14 @@
 # Sourced by every run.sh: options, stages with times and logs, and the launcher of training runs.
 # A recipe sets `recipe` (its folder), then calls
 #   parse_options "$@"
-#   run_stage 0 "manifests" some_function      for each stage, in order
-# and uses $out, $data, $smoke and `train` inside its functions. No Python in recipes.
+#   run_stage 0 "manifests" some_function CONFIG...     for each stage, in order
+# with the configs in conf/ that the stage reads, and uses $out, $data, $smoke and `train` inside its
+# functions. Whatever else decides about the stages from here on is added to $settings.
+# No Python in recipes.
 set -euo pipefail
 : "${recipe:?set recipe to the folder of the recipe before sourcing this file}"
 
-stage=0 stop_stage=99 nproc='' smoke=0 data='' out=''
+stage=0 stop_stage=99 nproc='' smoke=0 data='' out='' settings=''
 
 usage() {
   # The comment at the top of the recipe, then the options all recipes share.
@@ -14,15 +16,16 @@ usage() {
   cat <<'TEXT'
 
 Options:
-  --stage N        first stage to run; asking for a stage runs it again (default 0)
+  --stage N        first stage to run; a finished one runs again, and so do those after it (default 0)
   --stop-stage N   last stage to run
   --nproc N        training processes on this machine (default: one for each GPU, else 1)
   --smoke          20 steps on a small demo corpus: does it all run?
   --data DIR       where the corpus lies
   --out DIR        where everything goes (default exp/RECIPE, or exp/RECIPE-smoke)
   --help           this text
-Finished stages are skipped, and an interrupted training run goes on where it stood.
-To start a run afresh, delete its folder below --out.
+Finished stages are skipped, and an interrupted training run goes on where it stood. A stage whose
+configs or settings changed runs again, with all that follow. What runs again trains from the start:
+the earlier run folders are moved to replaced/ below --out, one generation of them.
 TEXT
 }
 
@@ -68,7 +71,7 @@ parse_options() {
     out=exp/${recipe#recipes/}
     ((!smoke)) || out+=-smoke
   fi
-  mkdir -p "$out/logs" "$out/.done"
+  mkdir -p "$out/logs" "$out/.done" "$out/.started"
   choose_processes
 }
 
@@ -84,11 +87,13 @@ choose_processes() {
   fi
 }
 
-# What a finished stage depended on: when a config changes, the stage runs again.
-recipe_checksum() {
+# checksum CONFIG...: what a stage depends on; when it changes, the stage runs again.
+checksum() {
+  local name
   {
-    cat "$recipe/run.sh" "$recipe"/conf/*.yaml
-    printf '%s %s\n' "$smoke" "$data"
+    cat "$recipe/run.sh"
+    for name in "$@"; do cat "$recipe/conf/$name.yaml"; done
+    printf '%s|%s|%s\n' "$smoke" "$data" "$settings"
   } | cksum
 }
 
@@ -96,14 +101,21 @@ show_seconds() {
   printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
 }
 
-# run_stage NUMBER TITLE FUNCTION: skipped when out of range, or done before with the same recipe.
+# run_stage NUMBER TITLE FUNCTION CONFIG...: skipped when out of range, or done before with the same
+# checksum. `started` holds the checksum and then the run folders that belong to it; it outlives an
+# interruption, so that those are resumed and all others replaced.
 run_stage() {
-  local number=$1 title=$2 body=$3 log mark code began=$SECONDS
+  local number=$1 title=$2 body=$3 log mark started sum code began=$SECONDS
   ((number >= stage && number <= stop_stage)) || return 0
-  log=$out/logs/stage_$number.log mark=$out/.done/stage_$number
-  if [[ -z ${first_asked:-} && -f $mark && $(<"$mark") == "$(recipe_checksum)" ]]; then
+  shift 3
+  sum=$(checksum "$@")
+  log=$out/logs/stage_$number.log mark=$out/.done/stage_$number started=$out/.started/stage_$number
+  if [[ -z ${first_asked:-} && -f $mark && $(<"$mark") == "$sum" ]]; then
     printf 'Stage %d: %s: done before, skipped\n' "$number" "$title"
     return 0
+  fi
+  if [[ -f $mark || ! -f $started || $(head -n 1 "$started") != "$sum" ]]; then
+    printf '%s\n' "$sum" >"$started"
   fi
   forget_marks_from "$number"
   printf '\nStage %d: %s (%s; log: %s)\n' "$number" "$title" "$(date '+%H:%M:%S')" "$log"
@@ -131,15 +143,18 @@ run_stage() {
       "$out" "${data:+ --data $data}" "$( ((!smoke)) || printf ' --smoke')" >&2
     exit "$code"
   fi
-  recipe_checksum >"$mark"
+  printf '%s\n' "$sum" >"$mark"
   printf 'Stage %d: %s: done in %s\n' "$number" "$title" "$(show_seconds $((SECONDS - began)))"
 }
 
+# forget_marks_from NUMBER: this stage is not finished, and those after it not even started.
 forget_marks_from() {
   local mark
-  for mark in "$out"/.done/stage_*; do
-    if [[ -f $mark ]] && ((${mark##*_} >= $1)); then rm -f "$mark"; fi
+  for mark in "$out"/.done/stage_* "$out"/.started/stage_*; do
+    [[ -f $mark ]] || continue
+    if ((${mark##*_} > $1)); then rm -f "$mark"; fi
   done
+  rm -f "$out/.done/stage_$1"
 }
 
 # `speechssl` itself, told to the user first.
@@ -151,6 +166,7 @@ speechssl() {
 # `speechssl train` on --nproc processes; --smoke shortens whatever the configs say.
 train() {
   local words=(train "$@")
+  own_run_folder "$@"
   if ((smoke)); then
     words+=(--optim.steps 20 --optim.warmup_steps 2 --optim.hold_steps 0
       --run.log_every_steps 5 --run.valid_every_steps 10 --run.save_every_steps 20
@@ -163,6 +179,27 @@ train() {
   else
     speechssl "${words[@]}"
   fi
+}
+
+# own_run_folder WORD...: move the folder of --run.out aside unless this stage, as it is, began it.
+own_run_folder() {
+  local folder=''
+  while (($#)); do
+    case $1 in
+      --run.out) folder=$2 ;;
+      --run.out=*) folder=${1#*=} ;;
+    esac
+    shift
+  done
+  if grep -qxF -- "$folder" "$started"; then return; fi
+  if [[ -e $folder ]]; then
+    local aside=$out/replaced/${folder#"$out"/}
+    printf 'the earlier %s is now %s\n' "$folder" "$aside"
+    mkdir -p "$(dirname "$aside")"
+    rm -rf "$aside"
+    mv "$folder" "$aside"
+  fi
+  printf '%s\n' "$folder" >>"$started"
 }
 
 # demo_speech DIR: synthetic voices and their manifests; a few minutes of them under --smoke.

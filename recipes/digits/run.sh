@@ -11,8 +11,8 @@ parse_options "$@"
 source recipes/_lib/setup.sh
 source recipes/_lib/results.sh
 manifests=$out/manifests
-label=digit
-if ((smoke)) && [[ -z $data ]]; then label=speaker; fi
+label=digit inner=(--group speaker) # settings are chosen on training speakers the inner fit has not heard
+if ((smoke)) && [[ -z $data ]]; then label=speaker inner=(); fi
 
 manifest_stage() {
   if ((smoke)) && [[ -z $data ]]; then
@@ -53,7 +53,7 @@ pretrain() {
 probe() {
   local speaker
   for speaker in $(folds); do
-    speechssl probe "$out/without_$speaker/model" --label "$label" \
+    speechssl probe "$out/without_$speaker/model" --label "$label" ${inner[@]+"${inner[@]}"} \
       --train "$manifests/loso_${speaker}_train.jsonl" \
       --test "$manifests/loso_${speaker}_test.jsonl" --out "$out/probe_$speaker.json"
   done
@@ -85,6 +85,6 @@ results() {
 }
 
 run_stage 0 "manifests" manifest_stage
-run_stage 1 "pre-train wav2vec 2.0, one model a fold" pretrain
+run_stage 1 "pre-train wav2vec 2.0, one model a fold" pretrain pretrain
 run_stage 2 "probe" probe
 run_stage 3 "results" results

@@ -6,7 +6,8 @@
 #   SUBSETS   to pre-train on (default: train-clean-100 train-clean-360 train-other-500)
 #   LABELS    to fine-tune on (default: 10min 1h 10h 100h)
 #   BEAM      width of the prefix beam search besides greedy decoding (default 50)
-#   INIT      a model folder to start from instead of stage 2
+#   INIT      a model folder to start from instead of stage 2; only what LABELS need is then fetched
+# A change of these repeats the stages that they decide about.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipe=recipes/librispeech
@@ -31,8 +32,15 @@ download() {
     printf 'nothing to download\n'
     return
   fi
-  python -m data_prep.librispeech download "$corpus" \
-    "${subsets[@]}" train-clean-100 "${evaluation_sets[@]}" librispeech_finetuning
+  local size needed=("${evaluation_sets[@]}")
+  if [[ -z ${INIT:-} ]]; then
+    needed+=("${subsets[@]}" train-clean-100 librispeech_finetuning) # for any LABELS later
+  else
+    for size in "${labels[@]}"; do
+      if [[ $size == 100h ]]; then needed+=(train-clean-100); else needed+=(librispeech_finetuning); fi
+    done
+  fi
+  python -m data_prep.librispeech download "$corpus" "${needed[@]}"
 }
 
 manifest_stage() {
@@ -133,9 +141,14 @@ results() {
   results_table | tee "$out/RESULTS.md"
 }
 
+# Other LABELS leave the pre-trained model as it is; with INIT they decide what is fetched, too.
+settings="SUBSETS=${subsets[*]}"
+if [[ -n ${INIT:-} ]]; then settings="INIT=$INIT LABELS=${labels[*]}"; fi
 run_stage 0 "download" download
 run_stage 1 "manifests" manifest_stage
-run_stage 2 "pre-train wav2vec 2.0" pretrain
-run_stage 3 "fine-tune CTC" finetune
+run_stage 2 "pre-train wav2vec 2.0" pretrain pretrain
+settings+=" LABELS=${labels[*]}"
+run_stage 3 "fine-tune CTC" finetune finetune "${labels[@]/#/finetune_}"
+settings+=" BEAM=${BEAM:-50}"
 run_stage 4 "decode" decode
 run_stage 5 "results" results

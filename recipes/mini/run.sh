@@ -66,9 +66,9 @@ TEXT
 }
 
 run_stage 0 "demo corpus" demo_corpus
-run_stage 1 "pre-train wav2vec 2.0" pretrain
-run_stage 2 "fine-tune CTC" finetune_ctc
-run_stage 3 "speaker classifier" speaker_classifier
+run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
+run_stage 2 "fine-tune CTC" finetune_ctc ctc
+run_stage 3 "speaker classifier" speaker_classifier speaker
 run_stage 4 "evaluate" evaluate
 run_stage 5 "learning curves" report
 if ((stop_stage >= 5)); then summary; fi

@@ -135,8 +135,8 @@ results_table() {
 }
 
 run_stage 0 "manifests" manifest_stage
-run_stage 1 "pre-train wav2vec 2.0" pretrain
-run_stage 2 "speech recognition" recognisers
-run_stage 3 "frozen speaker identification" speakers
+run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
+run_stage 2 "speech recognition" recognisers ctc ctc_frozen
+run_stage 3 "frozen speaker identification" speakers speaker
 run_stage 4 "evaluate" evaluate
 run_stage 5 "results" results

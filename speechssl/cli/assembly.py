@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from speechssl import lookup
 from speechssl.data.manifest import read_manifest
 from speechssl.errors import DataError
-from speechssl.models.backbone import Backbone, build_backbone
+from speechssl.models.backbone import build_backbone
 from speechssl.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -53,9 +54,21 @@ def class_names(cls: type[Objective], utterances: Sequence[Utterance]) -> tuple[
         )
     if cls.classes_from == "speaker":
         return tuple(sorted(set(values)))
-    from speechssl.data.tokens import Characters
+    from speechssl.data.tokens import BAR, Characters
 
+    for u in utterances:
+        if BAR in (u.text or ""):
+            raise DataError(
+                f"utterance '{u.id}': text {u.text!r} holds '{BAR}', which is the word bar; "
+                "remove it"
+            )
     return Characters.from_texts(values).vocab
+
+
+def rare_characters(utterances: Sequence[Utterance], fewer_than: int = 3) -> dict[str, int]:
+    """Characters that few transcripts hold, with how many: nothing learns those."""
+    counts = Counter(c for u in utterances for c in set(u.text or "") if not c.isspace())
+    return {c: n for c, n in sorted(counts.items()) if n < fewer_than}
 
 
 def target_readers(
@@ -71,19 +84,18 @@ def target_readers(
     return None, None
 
 
-def make_backbone(config: Config) -> Backbone:
-    """The backbone of a configuration, with the weights of `init.from` where it is given."""
-    backbone = build_backbone(config.backbone)
-    if config.init.from_:
-        from speechssl.models.bundle import load_bundle
+def make_objective(config: Config, classes: Sequence[str]) -> tuple[Objective, str]:
+    """Backbone and head, the same on every rank, and in words where their weights come from.
 
-        backbone.load_state_dict(load_bundle(config.init.from_).backbone.state_dict())
-    return backbone
-
-
-def make_objective(config: Config, classes: Sequence[str]) -> Objective:
-    """Backbone and head, the same on every rank: weights are drawn from data.seed."""
+    They are drawn from data.seed, or are those of the model in `init.from`.
+    """
     import torch
 
+    from speechssl.models.start import start_from
+
     torch.manual_seed(config.data.seed)
-    return objective_class(config)(make_backbone(config), config.objective.cfg, classes)
+    backbone = build_backbone(config.backbone)
+    objective = objective_class(config)(backbone, config.objective.cfg, classes)
+    if not config.init.from_:
+        return objective, "from scratch"
+    return objective, f"from {config.init.from_} ({start_from(objective, config.init.from_)})"

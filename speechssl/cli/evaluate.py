@@ -102,7 +102,7 @@ def recognition(
     found = transcribe_all(bundle, scored, beam, args.batch_sec, skips)
     report = wer.score(
         {u.id: u.text or "" for u in scored},
-        {u.id: found[u.id].text if u.id in found else "" for u in scored},
+        {u.id: found[i].text if i in found else "" for i, u in enumerate(scored)},
         {u.id: u.speaker for u in scored if u.speaker is not None},
         policy=args.text_policy,
     )
@@ -129,7 +129,8 @@ def speakers(
     from speechssl.cli.scoring import speaker_answers
     from speechssl.evaluation import eer
 
-    answers = speaker_answers(bundle, utterances, args.batch_sec, skips)
+    found = speaker_answers(bundle, utterances, args.batch_sec, skips)
+    answers = {utterances[index].id: answer for index, answer in found.items()}
     known = [u for u in utterances if u.speaker in bundle.classes]
     right = sum(u.id in answers and answers[u.id].name == u.speaker for u in known)
     results: dict[str, Any] = {"utterances": len(utterances), "of_known_speakers": len(known)}
@@ -166,7 +167,11 @@ def speakers(
 def pretraining(
     bundle: Bundle, utterances: Sequence[Utterance], args: argparse.Namespace, skips: Skips
 ) -> tuple[dict[str, Any], str]:
-    """Loss and metrics of a self-supervised model, with the masks of validation in training."""
+    """Loss and metrics of a self-supervised model.
+
+    Crops and masks are those of the default data.seed and data.max_sec, so the numbers equal those
+    of validation in training only where the run kept these defaults.
+    """
     import torch
 
     from speechssl.data.config import DataConfig

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +21,8 @@ T = TypeVar("T")
 def utterances_of(sources: Sequence[str], skips: Skips) -> list[Utterance]:
     """The utterances that manifests (.jsonl), folders and audio files stand for.
 
-    Audio files that cannot be used are counted in `skips`. Raises DataError when nothing is left.
+    The id of a file that no list names is its path; ids of two lists may collide. Audio files that
+    cannot be used are counted in `skips`. Raises DataError when nothing is left.
     """
     found: list[Utterance] = []
     for source in sources:
@@ -32,6 +35,10 @@ def utterances_of(sources: Sequence[str], skips: Skips) -> list[Utterance]:
             from speechssl.data.readers import gather
 
             inside, left_out = gather(path, "auto")
+            if not any((path / name).exists() for name in ("wav.scp", "manifest.jsonl")):
+                # Of plain files the path is the name, as given: two folders may hold the same ones.
+                names = (os.path.relpath(u.audio, path.absolute()) for u in inside)
+                inside = [replace(u, id=str(path / n)) for u, n in zip(inside, names, strict=True)]
             found += inside
             skips.extend(left_out)
         else:

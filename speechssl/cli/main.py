@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank == 0:
                 print(f"speechssl {verb}: {error}", file=sys.stderr)
         elif rank == 0 or not isinstance(error, ConfigError):
-            complain(f"speechssl {verb}", f"rank {rank}: {error}" if rank else str(error))
+            told = " ".join([str(error), *getattr(error, "__notes__", ())])
+            complain(f"speechssl {verb}", f"rank {rank}: {told}" if rank else told)
         return code
     except KeyboardInterrupt:
         complain(f"speechssl {verb}", "interrupted")

@@ -7,9 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speechssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from speechssl.data.skips import Skips
+    from speechssl.types import Utterance
 
 KINDS = ("auto", "folder", "kaldi", "fairseq", "nemo", "jsonl")
 
@@ -19,13 +23,16 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="speechssl manifest",
         description="Scan a folder, a Kaldi directory, a fairseq tsv or a NeMo jsonl into a JSONL "
-        "manifest. With only a .jsonl: check every line of it and describe it.",
+        "manifest. With only a .jsonl: check every line of it and describe it; with --full-check "
+        "also decode what it names.",
     )
     p.add_argument("source", help="folder or file to read")
     p.add_argument("out", nargs="?", help="manifest to write (.jsonl)")
     p.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (%(default)s)")
     p.add_argument("--full-check", action="store_true", help="decode every file to its end")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    p.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="threads that open files (%(default)s)"
+    )
     p.add_argument(
         "--max-bad-fraction",
         type=float,
@@ -51,17 +58,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Read a manifest, every line, and say what is in it."""
+    """Read a manifest, every line, decode its audio if asked to, and say what is in it."""
     from speechssl.data.manifest import describe, read_manifest
 
-    facts = describe(read_manifest(args.source))
+    for name in ("kind",) if args.full_check else ("kind", "jobs", "max_bad_fraction"):
+        if getattr(args, name) != parser().get_default(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no meaning for checking a manifest; leave it out, "
+                f"or write a new one: speechssl manifest {args.source} OUT.jsonl"
+            )
+    if args.full_check:
+        args.kind = "jsonl"
+        utterances, skips = gathered(args)
+        facts = describe(utterances) | {"skipped": skips.total}
+    else:
+        facts = describe(read_manifest(args.source))
     print_facts(args.source, facts, as_json=args.json)
     return 0
 
 
-def scan(args: argparse.Namespace) -> int:
-    """Gather utterances, report what was skipped, and write the manifest."""
-    from speechssl.data.manifest import describe, write_manifest
+def gathered(args: argparse.Namespace) -> tuple[list[Utterance], Skips]:
+    """What can be used and what cannot; too much of the latter is an error, a little is told."""
     from speechssl.data.readers import gather
 
     utterances, skips = gather(
@@ -74,6 +91,14 @@ def scan(args: argparse.Namespace) -> int:
     for line in skips.lines():
         print(line, file=sys.stderr)
     skips.check(len(utterances) + skips.total, args.max_bad_fraction, None)
+    return utterances, skips
+
+
+def scan(args: argparse.Namespace) -> int:
+    """Gather utterances, report what was skipped, and write the manifest."""
+    from speechssl.data.manifest import describe, write_manifest
+
+    utterances, skips = gathered(args)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(out, utterances)

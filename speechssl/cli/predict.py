@@ -21,7 +21,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="speechssl predict",
         description="Transcripts or speakers of audio, on stdout: `text` is one line per file "
-        "(path, tab, answer), `json` one object per line, `ctm` one word per line with times.",
+        "(its path, or the id that a list gives it; tab; answer), `json` one object per line, "
+        "`ctm` one word per line with times.",
     )
     p.add_argument("model", help="model folder or hub id")
     p.add_argument("audio", nargs="+", help="audio files, folders or manifests (.jsonl)")
@@ -69,10 +70,10 @@ def transcripts(
     from speechssl.cli.scoring import transcribe_all
 
     found = transcribe_all(bundle, utterances, args.beam, args.batch_sec, skips)
-    for utterance in utterances:
-        if utterance.id in found:
-            one = found[utterance.id]
-            yield {"id": one.id, "text": one.text, "words": [asdict(word) for word in one.words]}
+    for place, utterance in enumerate(utterances):
+        if place in found:
+            words = [asdict(word) for word in found[place].words]
+            yield _named(utterance) | {"text": found[place].text, "words": words}
 
 
 def speakers(
@@ -82,10 +83,14 @@ def speakers(
     from speechssl.cli.scoring import speaker_answers
 
     found = speaker_answers(bundle, utterances, args.batch_sec, skips)
-    for utterance in utterances:
-        if utterance.id in found:
-            best = found[utterance.id]
-            yield {"id": utterance.id, "speaker": best.name, "probability": best.probability}
+    for place, utterance in enumerate(utterances):
+        if place in found:
+            best = found[place]
+            yield _named(utterance) | {"speaker": best.name, "probability": best.probability}
+
+
+def _named(utterance: Utterance) -> dict[str, Any]:
+    return {"id": utterance.id, "audio": utterance.audio}
 
 
 def formatted(answer: dict[str, Any], form: str) -> list[str]:

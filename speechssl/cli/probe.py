@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--test", nargs="+", default=(), metavar="MANIFEST", help="to score on")
     p.add_argument("--label", default="speaker", help="manifest key to predict (%(default)s)")
     p.add_argument(
-        "--group", help="manifest key: leave one value of it out in turn (instead of --test)"
+        "--group",
+        metavar="KEY",
+        help="manifest key: leave one value of it out in turn; with --test, choose layer and "
+        "regularisation on values of it that the inner fit has not seen",
     )
     p.add_argument(
         "--baseline", default="logmel,random", help="of logmel, random, none (%(default)s)"
@@ -65,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb."""
     args = parser().parse_args(argv)
     baselines = _baselines(args.baseline)
-    if bool(args.test) == bool(args.group):
-        raise ConfigError("probe: give either --test MANIFEST or --group KEY (leave one out)")
+    if not args.test and not args.group:
+        raise ConfigError("probe: give --test MANIFEST, or --group KEY (leave one out), or both")
     from speechssl.cli.inputs import pick_device, tell_skipped
     from speechssl.data.skips import Skips
 
@@ -150,12 +154,19 @@ def probe(
         part = slice(None) if layer is None else slice(layer, layer + 1)
         row: dict[str, Any] = {"layer": "best" if layer is None else layer}
         if test is not None:
-            row["accuracy"] = linear_probe(
-                x[:, part], train.labels, test_x[:, part], test.labels, seed=args.seed
-            )
+            with _readable_errors(train):
+                row["accuracy"] = linear_probe(
+                    x[:, part],
+                    train.labels,
+                    test_x[:, part],
+                    test.labels,
+                    groups=train.groups,
+                    seed=args.seed,
+                )
         else:
             assert train.groups is not None
-            scores = leave_one_group_out(x[:, part], train.labels, train.groups, seed=args.seed)
+            with _readable_errors(train):
+                scores = leave_one_group_out(x[:, part], train.labels, train.groups, seed=args.seed)
             sizes = Counter(train.groups)
             row["accuracy"] = sum(scores[g] * sizes[g] for g in scores) / size
             row["per_group"] = scores
@@ -179,22 +190,19 @@ def features(
     from speechssl.cli.scoring import batches
     from speechssl.downstream.probe import pooled
 
-    found: dict[str, np.ndarray] = {}
-
-    def vectors() -> Iterator[tuple[str, np.ndarray]]:
-        for batch in batches(backbone, data.utterances, args.batch_sec, skips, args.device):
+    def vectors() -> Iterator[tuple[int, np.ndarray]]:
+        for places, batch in batches(backbone, data.utterances, args.batch_sec, skips, args.device):
             with torch.no_grad():
                 frames = backbone(batch.wave, batch.wave_lens, layers=True)
-            yield from zip(batch.ids, pooled(frames, args.pool), strict=True)
+            yield from zip(places, pooled(frames, args.pool), strict=True)
 
-    for name, vector in bar(vectors(), len(data.utterances), "features"):
-        found[name] = vector
-    kept = [i for i, u in enumerate(data.utterances) if u.id in found]
+    found = dict(bar(vectors(), len(data.utterances), "features"))
+    kept = sorted(found)
     if not kept:
         raise DataError("probe: none of the audio could be used: " + "; ".join(skips.lines()))
     groups = None if data.groups is None else [data.groups[i] for i in kept]
     chosen = Labelled([data.utterances[i] for i in kept], [data.labels[i] for i in kept], groups)
-    return np.stack([found[u.id] for u in chosen.utterances]), chosen
+    return np.stack([found[i] for i in kept]), chosen
 
 
 def labelled(paths: Sequence[str], label: str, group: str | None) -> Labelled:
@@ -218,6 +226,20 @@ def _value(utterance: Utterance, key: str) -> str:
     return str(value)
 
 
+@contextmanager
+def _readable_errors(train: Labelled) -> Iterator[None]:
+    """What scikit-learn says when an inner split is left without a class or a group."""
+    try:
+        yield
+    except ValueError as error:
+        groups = "" if train.groups is None else f" in {len(set(train.groups))} groups"
+        raise DataError(
+            f"probe: {len(train.labels)} training utterances of {len(set(train.labels))} classes"
+            f"{groups} are too few to choose settings inside them ({error}); expected several of "
+            "each class, in at least 2 groups"
+        ) from error
+
+
 def wilson(share: float, count: int) -> list[float]:
     """95 % interval of a share of `count` trials (Wilson 1927)."""
     z = 1.959964
@@ -230,7 +252,8 @@ def wilson(share: float, count: int) -> list[float]:
 def table(results: dict[str, Any]) -> str:
     """Systems beside each other."""
     width = max(len(row["system"]) for row in results["results"])
-    how = f", leaving out one {results['group']} in turn" if results["group"] else ""
+    in_turn = results["group"] and not results["test"]["manifests"]
+    how = f", leaving out one {results['group']} in turn" if in_turn else ""
     lines = [
         f"{results['label']}: {results['classes']} classes, {results['test']['utterances']} test "
         f"utterances{how}; always the commonest class: {results['chance']:.1%}",

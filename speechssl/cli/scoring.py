@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,54 +37,56 @@ def batches(
     batch_sec: float,
     skips: Skips,
     device: str | torch.device,
-) -> Iterator[Batch]:
-    """Whole utterances in padded batches on `device`, shortest first.
+) -> Iterator[tuple[list[int], Batch]]:
+    """(places in `utterances`, whole utterances padded on `device`), shortest first.
 
     Audio that cannot be used is counted in `skips`.
     """
-
-    def left_out(source: Source, error: DataError) -> None:
-        skips.add(getattr(error, "kind", "unreadable"), source.id, str(error))
-
     found = sources(utterances, None, backbone.cfg.rate_hz)
-    for waves in padded_batches(found, backbone.geometry, batch_sec, left_out):
+    for waves in padded_batches(found, backbone.geometry, batch_sec, _counted(skips)):
         ids = [found[i].id for i in waves.indices]
         frames = torch.as_tensor(backbone.geometry.frames(waves.lens))
-        yield Batch(ids, waves.wave, waves.lens, frames, num_targets=len(ids)).to(device)
+        batch = Batch(ids, waves.wave, waves.lens, frames, num_targets=len(ids))
+        yield waves.indices, batch.to(device)
 
 
 def transcribe_all(
     bundle: Bundle, utterances: Sequence[Utterance], beam: int, batch_sec: float, skips: Skips
-) -> dict[str, Transcript]:
-    """Utterance id -> transcript; audio that cannot be used is counted in `skips`."""
+) -> dict[int, Transcript]:
+    """Place in `utterances` -> transcript; audio that cannot be used is counted in `skips`.
+
+    Ids may come twice here, in two folders of the same layout; places do not.
+    """
     assert bundle.objective is not None
     device = next(bundle.objective.parameters()).device
     model = Transcriber(bundle, device, batch_sec, beam)
     found = sources(utterances, None, bundle.backbone.cfg.rate_hz)
-
-    def left_out(source: Source, error: DataError) -> None:
-        skips.add(getattr(error, "kind", "unreadable"), source.id, str(error))
-
-    stream = bar(model.stream(found, left_out), len(found), "transcribe")
-    return {found[index].id: transcript for index, transcript in stream}
+    return dict(bar(model.stream(found, _counted(skips)), len(found), "transcribe"))
 
 
 @torch.no_grad()
 def speaker_answers(
     bundle: Bundle, utterances: Sequence[Utterance], batch_sec: float, skips: Skips
-) -> dict[str, SpeakerAnswer]:
-    """Utterance id -> answer of a speaker model; unusable audio is counted in `skips`."""
+) -> dict[int, SpeakerAnswer]:
+    """Place in `utterances` -> answer of a speaker model; as `transcribe_all`."""
     model: Speaker = bundle.objective  # type: ignore[assignment]
     model.eval()
-    answers: dict[str, SpeakerAnswer] = {}
+    answers: dict[int, SpeakerAnswer] = {}
     device = next(model.parameters()).device
-    for batch in batches(bundle.backbone, utterances, batch_sec, skips, device):
+    for places, batch in batches(bundle.backbone, utterances, batch_sec, skips, device):
         vectors = model.embed(batch)  # (B, E)
         best = torch.softmax(model.logits(vectors), 1).max(1)
-        for i, name in enumerate(batch.ids):
-            answers[name] = SpeakerAnswer(
+        for i, place in enumerate(places):
+            answers[place] = SpeakerAnswer(
                 model.classes[int(best.indices[i])],
                 float(best.values[i]),
                 vectors[i].float().cpu().numpy(),
             )
     return answers
+
+
+def _counted(skips: Skips) -> Callable[[Source, DataError], None]:
+    """What to do with unusable audio: count it."""
+    return lambda source, error: skips.add(
+        getattr(error, "kind", "unreadable"), source.id, str(error)
+    )

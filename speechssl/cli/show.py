@@ -1,4 +1,4 @@
-"""`speechssl show`: a configuration, model, run, checkpoint or manifest in words."""
+"""`speechssl show`: a configuration, model, run, checkpoint, manifest or recording in words."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="speechssl show",
         description="A configuration (.yaml) with the origin of every value, a model folder, a run "
-        "folder, a checkpoint folder, or a manifest (.jsonl). Further --config FILE and "
-        "--section.key VALUE are put on top of a configuration.",
+        "folder, a checkpoint folder, a manifest (.jsonl), or a sound file. Further --config FILE "
+        "and --section.key VALUE are put on top of a configuration.",
     )
     p.add_argument("what", help="file or folder")
+    p.add_argument("--plot", metavar="PNG", help="of a sound file: waveform and spectrogram")
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return p
 
@@ -38,6 +39,11 @@ def main(argv: Sequence[str]) -> int:
         config = resolve(["--config", str(what), *overrides])
         facts = {"config": str(what)} | config_facts(config)
         settings: Config | None = config
+    elif args.plot:
+        from speechssl.report.audio import plot_audio
+
+        plot_audio(what, args.plot)
+        facts, settings = audio_facts(what) | {"picture": args.plot}, None
     else:
         if overrides:
             raise ConfigError(f"'{overrides[0]}': settings go with a .yaml configuration only")
@@ -61,9 +67,12 @@ def folder_facts(what: Path) -> tuple[dict[str, Any], Config | None]:
         from speechssl.data.manifest import describe, read_manifest
 
         return {"manifest": str(what)} | describe(read_manifest(what)), None
+    if is_audio(what):
+        return audio_facts(what), None
     if not what.exists():
         raise ConfigError(
-            f"'{what}' does not exist; expected a configuration, model, run, checkpoint or manifest"
+            f"'{what}' does not exist; expected a configuration, model, run, checkpoint, manifest "
+            "or sound file"
         )
     if (what / "config.json").is_file():
         return {"model": str(what)} | model_facts(what), None
@@ -73,9 +82,33 @@ def folder_facts(what: Path) -> tuple[dict[str, Any], Config | None]:
     if (what / "MANIFEST.json").is_file():
         return {"checkpoint": str(what)} | checkpoint_facts(what), None
     raise ConfigError(
-        f"'{what}' is nothing that show knows: expected a .yaml or .jsonl file, or a folder with "
-        "config.json (model), config.yaml (run) or MANIFEST.json (checkpoint) in it"
+        f"'{what}' is nothing that show knows: expected a .yaml, .jsonl or sound file, or a "
+        "folder with config.json (model), config.yaml (run) or MANIFEST.json (checkpoint) in it"
     )
+
+
+def is_audio(what: Path) -> bool:
+    """Whether the suffix is one of sound files."""
+    from speechssl.audio.io import SUFFIXES
+
+    return what.suffix.lower() in SUFFIXES
+
+
+def audio_facts(path: Path) -> dict[str, Any]:
+    """What the header of a sound file says, and how loud it is."""
+    from speechssl.audio.io import measure, probe
+
+    info, level = probe(path), measure(path)
+    return {
+        "audio": str(path),
+        "format": info.format,
+        "rate": f"{info.rate_hz} Hz",
+        "channels": info.channels,
+        "seconds": info.num_samples / info.rate_hz,
+        "level": f"{level.rms_dbfs:.1f} dBFS",
+        "peak": level.peak,
+        "clipped": f"{level.clipped:.2%}",
+    }
 
 
 def config_facts(config: Config) -> dict[str, Any]:
@@ -134,10 +167,10 @@ def model_facts(folder: Path) -> dict[str, Any]:
 
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     facts = backbone_facts(stored_backbone(folder))
-    ours = stored["speechssl"]
+    ours = stored.get("speechssl") or {}
     objective = ours.get("objective") or {}
     facts["objective"] = objective.get("name", "none")
-    facts["written_by"] = f"speechssl {ours.get('version', '(unknown version)')}"
+    facts["written_by"] = f"speechssl {ours.get('version')}" if ours else "transformers"
     weights = folder / "model.safetensors"
     facts["weights"] = f"{weights.stat().st_size / 2**20:.1f} MiB" if weights.exists() else "absent"
     return facts

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechssl.config import SECTIONS, Config, cross_checks, resolve
+from speechssl.config import SECTIONS, Config, cross_checks, input_hashes, resolve
 from speechssl.settings import Setting, read_arguments, read_yaml, typed
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ def fit(config: Config, command: str) -> tuple[Progress, Objective]:
     cls = objective_class(config)
     utterances = read_manifests(config.data.train)
     held_out = read_manifests(config.data.valid) if config.data.valid else []
-    # A dev transcript may hold a character the training ones lack: it needs an index to be scored.
-    named = [*utterances, *held_out] if cls.classes_from == "text" else utterances
-    classes = class_names(cls, named)
-    objective = make_objective(config, classes)
+    classes = class_names(cls, utterances)  # of the training data alone
+    objective, origin = make_objective(config, classes)
     train_data, valid_data = make_data(config, objective, utterances, held_out)
     if dist.is_main():
-        print(summary(config, objective, train_data, valid_data), flush=True)
+        print(summary(config, objective, origin, train_data, valid_data), flush=True)
         # An existing folder may be another run's; it is ours once training has begun to export.
         if not (Path(config.run.out) / "config.yaml").exists():
             write_run_files(config, command, objective)
@@ -86,7 +84,7 @@ def fit(config: Config, command: str) -> tuple[Progress, Objective]:
         config.optim,
         config.engine,
         export=export,
-        config=config.to_dict(),
+        config=config.to_dict() | {"inputs": input_hashes(config)},
         seed=config.data.seed,
     )
     return progress, objective
@@ -122,14 +120,18 @@ def make_data(
 
 
 def summary(
-    config: Config, objective: Objective, train_data: TrainData, valid_data: EvalData | None
+    config: Config,
+    objective: Objective,
+    origin: str,
+    train_data: TrainData,
+    valid_data: EvalData | None,
 ) -> str:
     """What is about to happen: model, data, what was left out, length of the run."""
+    from speechssl.cli.assembly import rare_characters
     from speechssl.engine import dist
 
     count = sum(p.numel() for p in objective.parameters())
     learning = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    origin = f"from {config.init.from_}" if config.init.from_ else "from scratch"
     epochs = config.optim.steps / train_data.updates_per_epoch
     lines = [
         f"model      {config.objective.name} on {config.backbone.preset} {origin}, "
@@ -138,6 +140,12 @@ def summary(
     if objective.classes:
         shown = " ".join(objective.classes[:40]) + (" ..." if len(objective.classes) > 40 else "")
         lines.append(f"classes    {len(objective.classes)}: {shown}")
+    if type(objective).classes_from == "text" and (rare := rare_characters(train_data.utterances)):
+        shown = ", ".join(f"{c!r} in {n}" for c, n in rare.items())
+        lines.append(
+            f"  warning  characters in fewer than 3 training utterances: {shown}; "
+            "normalise the transcripts (case, digits, marks) or expect errors"
+        )
     lines.append(f"train      {audio_of(train_data.utterances)}")
     lines += [f"  left out {line}" for line in train_data.skips.lines()]
     if valid_data is not None:
@@ -180,12 +188,9 @@ def point_to_model(out: Path, newest: Path) -> None:
 def write_run_files(config: Config, command: str, objective: Objective) -> None:
     """`config.yaml` and `run.json` in the run's folder: what made it, and its chance levels."""
     import hashlib
-    import platform
 
-    import torch
-
-    from speechssl import __version__
     from speechssl.atomic import write_text
+    from speechssl.engine.provenance import versions
 
     out = Path(config.run.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -193,9 +198,7 @@ def write_run_files(config: Config, command: str, objective: Objective) -> None:
     facts = {
         "command": command,
         "chance": objective.chance(),
-        "speechssl": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **versions(),
         "manifests": {
             path: hashlib.sha256(Path(path).read_bytes()).hexdigest()
             for path in (*config.data.train, *config.data.valid)
@@ -206,11 +209,13 @@ def write_run_files(config: Config, command: str, objective: Objective) -> None:
 
 def closing(config: Config, progress: Progress, objective: Objective) -> str:
     """Where everything lies and what to type next."""
+    from speechssl.objectives.masking import ChannelMask
+
     out = Path(config.run.out)
     model = shlex.quote(str(out / "model"))
     lines = [f"\nfinished {progress.step} updates; everything lies in {out}"]
     if progress.best is not None:
-        metric = type(objective).best_metric[0]
+        metric = type(objective).best_metric[0][0]
         lines.append(f"  best       {metric} {progress.best:.4g} at update {progress.best_step}")
     lines.append(f"  model      {out / 'model'} (leads to {os.readlink(out / 'model')})")
     lines.append(f"  curves     {out / 'metrics.jsonl'}")
@@ -221,9 +226,12 @@ def closing(config: Config, progress: Progress, objective: Objective) -> str:
         lines.append(f"  speechssl predict {model} AUDIO...")
     else:
         lines.append(f"  speechssl extract {model} {held_out} {shlex.quote(str(out / 'features'))}")
+        masks = "" if config.backbone.context != "conv" else " --objective.mask.prob 0"
+        if masks or config.backbone.dim < 2 * ChannelMask.length:  # as `cross_checks` asks for
+            masks += " --objective.channel_mask.prob 0"
         lines.append(
-            f"  speechssl train --init.from {model} --objective.name ctc --data.train "
-            "TRANSCRIBED.jsonl --run.out exp/asr"
+            f"  speechssl train --init.from {model} --objective.name ctc{masks} --optim.lr 5e-5 "
+            "--optim.steps 2000 --data.train TRANSCRIBED.jsonl --run.out exp/asr"
         )
     curves = shlex.quote(str(out / "curves.png"))
     lines.append(f"  speechssl report {shlex.quote(str(out))} --out {curves}")

@@ -155,15 +155,16 @@ def nemo(source: Path) -> Iterator[Entry | Skip]:
                 "bad_line", at, f"{at}: expected audio_filepath (string) and offset >= 0; got {row}"
             )
             continue
+        is_span = row.get("offset") is not None  # 0.0 too: the first span of a recording
         stem = _without_blanks(os.path.splitext(name)[0].replace("/", "-").strip("-."))
-        id_ = _string(row.get("id")) or (f"{stem}-{number}" if "offset" in row else stem)
+        id_ = _string(row.get("id")) or (f"{stem}-{number}" if is_span else stem)
         yield Entry(
             id_,
             str(source.parent / name),
             at,
             start_sec,
-            length_sec if start_sec else None,
-            stated_sec=None if start_sec else length_sec,
+            length_sec if is_span else None,
+            stated_sec=None if is_span else length_sec,
             text=_string(row.get("text")),
             speaker=_string(row.get("speaker")),
             extra={key: value for key, value in row.items() if key not in known},
@@ -212,8 +213,8 @@ def _kaldi_base(source: Path, recordings: Mapping[str, str]) -> Path:
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:
-    """(key, rest) of every line; blanks or tabs part them."""
-    for line in _lines(path):
+    """(key, rest) of every line that is not blank; blanks or tabs part them."""
+    for line in filter(str.strip, _lines(path)):
         key, *rest = line.split(None, 1)
         yield key, rest[0].strip() if rest else ""
 

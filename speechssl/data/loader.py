@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -108,23 +109,28 @@ def select(
             kept.append(u)
         elif u.seconds > cfg.max_sec:
             skips.add("long", u.id, f"{u.seconds:.1f} s, expected at most {cfg.max_sec} s")
-        elif (problem := _text_problem(u, frames, tokenizer)) is not None:
-            if problem[0] == "unknown_characters" and cfg.unknown_text == "error":
-                raise DataError(f"utterance '{u.id}': {problem[1]}")
+        elif (problem := _text_problem(u, frames, tokenizer, cfg)) is not None:
             skips.add(problem[0], u.id, problem[1])
         else:
             kept.append(u)
     return kept
 
 
-def _text_problem(u: Utterance, frames: int, tokenizer: Characters) -> tuple[str, str] | None:
-    """Why CTC cannot learn from a transcript, as (kind, message), or None."""
+def _text_problem(
+    u: Utterance, frames: int, tokenizer: Characters, cfg: DataConfig
+) -> tuple[str, str] | None:
+    """Why CTC cannot learn from a transcript, as (kind, message), or None.
+
+    Raises DataError for characters not in the vocabulary where `cfg.unknown_text` says so.
+    """
     if not (u.text or "").strip():
-        return "no_text", "has no transcript"
+        return "no_text", f"'{u.id}' has no transcript"
     try:
         ids = tokenizer.encode(u.text or "")
     except DataError as error:
-        return "unknown_characters", str(error)
+        if cfg.unknown_text == "error":
+            raise DataError(f"utterance '{u.id}': {error}") from error
+        return "unknown_characters", f"'{u.id}': {error}"
     needed = len(ids) + sum(a == b for a, b in pairwise(ids))
     if needed > frames:
         return "too_long_for_ctc", f"transcript needs {needed} frames, the audio gives {frames}"
@@ -214,11 +220,17 @@ class TrainData:
                 self.skips.add(kind, where, message)
                 limit = max(1.0, self.cfg.max_bad_fraction * len(self.dataset))
                 if len(self._unreadable) > min(self.cfg.max_bad, limit):
+                    names = self.cfg.train or ("MANIFEST.jsonl",)
+                    commands = "; ".join(
+                        f"speechssl manifest {shlex.quote(name)} CLEAN.jsonl --full-check "
+                        "--max-bad-fraction 1"
+                        for name in names
+                    )
                     raise DataError(
                         f"{len(self._unreadable)} of {len(self.dataset)} utterances "
                         "could not be read, more than data.max_bad or data.max_bad_fraction "
-                        f"allows: {'; '.join(self.skips.lines())}; run `speechssl manifest "
-                        "--full-check` to find and drop them all"
+                        f"allows: {'; '.join(self.skips.lines())}; to drop them all, run: "
+                        f"{commands}; then train on CLEAN.jsonl"
                     )
             micro.append(batch)
             if ends_update:
@@ -238,7 +250,9 @@ class TrainData:
 class EvalData:
     """Every utterance once over all ranks, always in the same batches.
 
-    `crop` limits utterances to max_sec as in pre-training; transcripts and speakers need the whole.
+    Utterances are cropped to max_sec as in pre-training; transcripts and speakers need the whole.
+    With a tokenizer, utterances without text, or with characters that no training text has, are
+    counted in `skips`: `speechssl evaluate` scores those as written.
     """
 
     def __init__(
@@ -258,12 +272,20 @@ class EvalData:
         self.skips = skips if skips is not None else Skips()
         kept = []
         for u in utterances:
-            if geometry.frames(u.samples_at(geometry.rate_hz)) < 1:
+            frames = geometry.frames(u.samples_at(geometry.rate_hz))
+            problem = None if tokenizer is None else _text_problem(u, frames, tokenizer, cfg)
+            if frames < 1:
                 self.skips.add("short", u.id, f"{u.seconds:.3f} s gives no frame")
+            elif problem is not None and problem[0] != "too_long_for_ctc":  # that one is an error
+                self.skips.add(problem[0], u.id, problem[1])
             else:
                 kept.append(u)
         if not kept:
-            raise DataError("no utterance to evaluate on is long enough for one frame")
+            raise DataError(
+                f"none of {len(utterances)} utterances can be evaluated: "
+                + "; ".join(self.skips.lines())
+            )
+        self._unreadable: set[str] = set()
         self.dataset = SpeechDataset(
             kept,
             geometry,
@@ -298,6 +320,8 @@ class EvalData:
         tasks = (_Task(VALID_EPOCH, part, True) for part in self._parts)
         for batch, _ in _load(_Builder(self.dataset, self.collate), tasks, self.cfg.workers):
             for kind, where, message in batch.skipped:
-                log.warning("skipped %s (%s): %s", where, kind, message)
-                self.skips.add(kind, where, message)
+                if where not in self._unreadable:
+                    self._unreadable.add(where)
+                    log.warning("skipped %s (%s): %s", where, kind, message)
+                    self.skips.add(kind, where, message)
             yield batch

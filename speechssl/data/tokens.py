@@ -95,9 +95,8 @@ class Characters:
             index = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"vocabulary {path}: cannot be read: {error}") from error
-        if not isinstance(index, dict) or sorted(map(str, index.values())) != sorted(
-            map(str, range(len(index)))
-        ):
+        whole = isinstance(index, dict) and all(type(i) is int for i in index.values())
+        if not whole or sorted(index.values()) != list(range(len(index))):
             raise DataError(
                 f"vocabulary {path}: expected {{token: index}} with indices 0 to V-1, each once"
             )

@@ -62,9 +62,16 @@ class CTC(Objective):
                     f"objective: frozen already keeps the backbone fixed, but freeze_steps is "
                     f"{self.freeze_steps}; set one of the two"
                 )
+            for key, default in (("mask", SpanMask()), ("channel_mask", ChannelMask())):
+                given = getattr(self, key)
+                if self.frozen and given != default and given.prob > 0:
+                    raise ConfigError(
+                        f"objective: a frozen backbone runs without masks, but {key} is {given}; "
+                        "leave it out or set frozen to false"
+                    )
 
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "token_lens"})
-    best_metric: ClassVar[tuple[str, bool]] = ("wer", False)
+    best_metric: ClassVar = (("wer", False), ("cer", False), ("loss_per_char", False))
     classes_from: ClassVar[Literal["text", "speaker"] | None] = "text"
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:

@@ -56,6 +56,11 @@ class Speaker(Objective):
                     f"objective: got proj_dim {self.proj_dim}, scale {self.scale}, margin "
                     f"{self.margin}; expected proj_dim >= 1, scale > 0, 0 <= margin < pi/2"
                 )
+            if self.loss == "softmax" and (self.scale, self.margin) != (30.0, 0.2):
+                raise ConfigError(
+                    f"objective: scale {self.scale} and margin {self.margin} belong to am_softmax "
+                    "and aam_softmax, but loss is 'softmax'; set loss, or leave the two out"
+                )
             if self.layer_norm and self.layers == "last":
                 raise ConfigError(
                     "objective: layer_norm is for the weighted sum, but layers is 'last'; "
@@ -63,7 +68,7 @@ class Speaker(Objective):
                 )
 
     needs: ClassVar[frozenset[str]] = frozenset({"speakers"})
-    best_metric: ClassVar[tuple[str, bool]] = ("accuracy", True)
+    best_metric: ClassVar = (("accuracy", True),)
     classes_from: ClassVar[Literal["text", "speaker"] | None] = "speaker"
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:

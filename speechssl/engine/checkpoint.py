@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ import torch
 
 from speechssl.atomic import replacing
 from speechssl.engine import dist
+from speechssl.engine.provenance import versions
 from speechssl.errors import CheckpointError
 from speechssl.types import Progress
 
@@ -31,6 +31,7 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 _TEMPORARY = ".tmp-"
 _MUST_AGREE = ("backbone", "objective", "optim")  # sections that make it another experiment
+_INPUTS = "inputs."  # hashes of what it starts from and learns from; see `config.input_hashes`
 
 
 def safe_load(path: Path | str, allowed: tuple[type, ...] = ()) -> Any:
@@ -55,6 +56,7 @@ class Saved:
 
     progress: Progress
     window: dict[str, Any]  # metric sums since the last log line
+    validation_due: bool = False  # the validation of this step was cut short
 
 
 class CheckpointStore:
@@ -88,10 +90,11 @@ class CheckpointStore:
             "format": FORMAT,
             "progress": asdict(saved.progress),
             "window": saved.window,
+            "validation_due": saved.validation_due,
             "world_size": dist.world(),
             "engine": self.engine,
             "config": self.config,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
             "files": {key: value for part in dist.gather(files) for key, value in part.items()},
         }
 
@@ -195,7 +198,9 @@ class CheckpointStore:
             problems = [p for p in dist.gather(problem) if p]
             if problems:
                 raise CheckpointError(f"{folder} verifies but cannot be loaded: {problems[0]}")
-            return Saved(Progress(**manifest["progress"]), manifest["window"])
+            progress = Progress(**manifest["progress"])
+            progress = replace(progress, best_ties=tuple(progress.best_ties))  # JSON has lists
+            return Saved(progress, manifest["window"], manifest.get("validation_due", False))
         raise CheckpointError(
             f"none of the {len(candidates)} checkpoints in {self.root} can be used (see the "
             "warnings above); restore one from a backup, or delete the folder to start again"
@@ -206,7 +211,15 @@ class CheckpointStore:
         theirs, ours = _flat(manifest["config"]), _flat(self.config)
         changed = [k for k in sorted(theirs | ours) if theirs.get(k) != ours.get(k)]
         told = {k: f"{k} was {theirs.get(k)!r}, now {ours.get(k)!r}" for k in changed}
-        fatal = [told[k] for k in changed if k.split(".")[0] in _MUST_AGREE]
+        # What one side does not have was added or dropped by another version of the code.
+        both = [k for k in changed if k in theirs and k in ours]
+        if other := [k.removeprefix(_INPUTS) for k in both if k.startswith(_INPUTS)]:
+            raise CheckpointError(
+                f"{folder} belongs to a run with other contents of {' and '.join(other)}. Put the "
+                "files back as they were to continue it, or choose another run.out to start a new "
+                "run"
+            )
+        fatal = [told[k] for k in both if k.split(".")[0] in _MUST_AGREE]
         if fatal:
             raise CheckpointError(
                 f"{folder} belongs to another experiment: {'; '.join(fatal)}. Put these values "
@@ -227,7 +240,8 @@ class CheckpointStore:
                 "init.from set to the exported model (engine.kind plain and zero_stage 0 can "
                 "change the number of processes)"
             )
-        others = [told[k] for k in changed if k.split(".")[0] not in (*_MUST_AGREE, "run")]
+        minor = [k for k in changed if not k.startswith((_INPUTS, "run."))]
+        others = [told[k] for k in minor]
         if ranks != dist.world():
             others.append(f"processes were {ranks}, now {dist.world()}")
         if others and dist.is_main():

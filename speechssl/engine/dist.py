@@ -12,6 +12,7 @@ import torch.distributed as td
 from torch import Tensor
 
 from speechssl.errors import ConfigError
+from speechssl.kernels.allocator import keep_freed_memory
 
 SETUP_TIMEOUT_SEC = 1800.0  # ranks of a big job start far apart
 
@@ -30,6 +31,8 @@ def setup(*, group: bool = False) -> torch.device:
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if td.is_initialized():
         return device
     backend = "nccl" if cuda else "gloo"

@@ -17,6 +17,7 @@ from speechssl.atomic import write_text
 
 log = logging.getLogger(__name__)
 
+_ON_BAR = ("loss", "accuracy", "wer")
 _LEFT_OUT_OF_CONSOLE = frozenset({"padding", "skipped_updates"})
 
 
@@ -28,6 +29,7 @@ class Journal:
         self.first_step, self.max_steps, self.speaks = first_step, max_steps, speaks
         self.started = time.monotonic()
         self.board = self.bar = None
+        self.on_bar: dict[str, float] = {}
         if not speaks:
             return
         _take_back(self.path, first_step)
@@ -57,14 +59,13 @@ class Journal:
             for name, value in values.items():
                 self.board.add_scalar(f"{split}/{name}", value, step)
             self.board.flush()
-        shown = describe(values, chance)
+        told = f"{split} {step}/{self.max_steps}  {describe(values, chance)}"
         if self.bar is None:
-            left = f"  ETA {self._eta(step)}" if split == "train" else ""
-            log.info("%s %d/%d  %s%s", split, step, self.max_steps, shown, left)
-        elif split == "train":
-            self.bar.set_postfix_str(shown)
+            log.info("%s%s", told, f"  ETA {self._eta(step)}" if split == "train" else "")
         else:
-            self.bar.write(f"{split} {step}/{self.max_steps}  {shown}", file=sys.stderr)
+            self.on_bar |= {name: values[name] for name in _ON_BAR if name in values}
+            self.bar.set_postfix_str(describe(self.on_bar, chance))
+            self.bar.write(told, file=sys.stderr)
 
     def _eta(self, step: int) -> str:
         done = step - self.first_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from speechssl.engine import dist
 from speechssl.engine.base import InterruptedAndSaved, StepStats
 from speechssl.engine.checkpoint import CheckpointStore, Saved
 from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
+from speechssl.engine.failures import kept_tracebacks
 from speechssl.engine.journal import Journal
 from speechssl.engine.metrics import Metrics
 from speechssl.engine.signals import StopSignal
@@ -57,10 +59,9 @@ def train(
     device = dist.setup(group=engine.kind == "deepspeed")
     rate_hz = objective.backbone.geometry.rate_hz
     chance = objective.chance()
-    best_name, more_is_better = objective.best_metric
     start = Progress(max_steps=optim.steps, seed=seed)
 
-    with StopSignal() as stop, _sole_owner(out):
+    with StopSignal() as stop, _sole_owner(out), kept_tracebacks(out) as place:
         runner = build_engine(objective, optim, engine, device, start, out)
         store = CheckpointStore(out / "ckpt", run.keep, runner.describe(), config)
         window = Metrics()
@@ -69,58 +70,64 @@ def train(
             runner.progress = replace(saved.progress, max_steps=optim.steps)
             window.restore(saved.window)
             log.info("resuming after step %d of %d", runner.progress.step, optim.steps)
-        first = runner.progress.step
+        first = place.step = runner.progress.step
         journal = Journal(out, first, optim.steps, speaks=dist.is_main())
         updates = train_data.updates(first)
-        clock = monotonic()
 
-        def validate() -> None:
-            nonlocal clock
+        def validated() -> bool:
+            """Validate and keep the best; False where a signal cut it short: half is none."""
             if valid_data is None:
-                return
-            began = monotonic()
+                return True
             scores = runner.evaluate(stop.until_heard(valid_data.batches()))
-            clock += monotonic() - began  # not counted as training time
             if dist.any_true(bool(stop)):
-                return  # cut short: half a validation is none
+                return False
             progress = runner.progress
             journal.record(progress.step, "valid", scores, chance)
-            if best_name not in scores:
-                raise ConfigError(
-                    f"{type(objective).__name__}.best_metric is '{best_name}', but validation "
-                    f"gave {', '.join(sorted(scores)) or 'nothing'}; is data.valid empty?"
+            score, *ties = _judged_by(objective, scores)
+            best = None if progress.best is None else (progress.best, *progress.best_ties)
+            if _better((score, *ties), best, [more for _, more in objective.best_metric]):
+                runner.progress = replace(
+                    progress, best=score, best_ties=tuple(ties), best_step=progress.step
                 )
-            score = scores[best_name]
-            if _better(score, progress.best, more_is_better):
-                runner.progress = replace(progress, best=score, best_step=progress.step)
                 _export(runner, export, out / "model_best")
+            return True
 
+        def save(*, validation_due: bool) -> None:
+            store.save(Saved(runner.progress, window.state(), validation_due), runner.save)
+
+        def stop_here() -> InterruptedAndSaved:
+            journal.close()
+            return InterruptedAndSaved(
+                f"{stop.name or 'another rank was'} signalled at step {runner.progress.step} of "
+                f"{optim.steps}; the checkpoint is in {store.root}: run the same command again to "
+                "go on"
+            )
+
+        if saved is not None and saved.validation_due:
+            if not validated():
+                raise stop_here()  # the checkpoint still says that it is due
+            save(validation_due=False)
+        clock = monotonic()
         for micro in updates:
             if runner.progress.step >= optim.steps:
                 break
             stats = runner.step(micro)
-            step = runner.progress.step
-            _account(window, stats, micro, rate_hz)
+            step = place.step = runner.progress.step
+            _account(window, stats, micro, rate_hz, monotonic() - clock)
             journal.advance(step)
             finished = step == optim.steps
             if step % run.log_every_steps == 0 or finished:
-                seconds, clock = monotonic() - clock, monotonic()
-                values = _report(window, objective, stats, max(seconds, 1e-9))
-                journal.record(step, "train", values, chance)
+                journal.record(step, "train", _report(window, objective, stats), chance)
                 window.clear()
-            if step % run.valid_every_steps == 0 or finished:
-                validate()
+            due = (step % run.valid_every_steps == 0 or finished) and not validated()
             stopping = dist.any_true(bool(stop))
             if step % run.save_every_steps == 0 or finished or stopping:
-                store.save(Saved(runner.progress, window.state()), runner.save)
-            if stopping and not finished:
-                journal.close()
-                raise InterruptedAndSaved(
-                    f"{stop.name or 'another rank was'} signalled at step {step} of {optim.steps}; "
-                    f"the checkpoint is in {store.root}: run the same command again to go on"
-                )
+                save(validation_due=due)
+            if stopping and (due or not finished):
+                raise stop_here()
             if finished:
                 break
+            clock = monotonic()  # what was validated and saved is not training time
         _close(updates)
         _export(runner, export, out / "model_last")
         journal.close()
@@ -148,8 +155,11 @@ def build_engine(
     return DeepSpeedEngine(objective, optim, cfg, device, progress, out=out)
 
 
-def _account(window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz: int) -> None:
+def _account(
+    window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz: int, seconds: float
+) -> None:
     """Add an update to the window; a skipped one counts as skipped and nothing else."""
+    window.add("seconds", seconds, 1.0)
     window.add("skipped_updates", float(not stats.finite), 1.0)
     window.add("grad_norm", stats.grad_norm if stats.finite else 0.0, float(stats.finite))
     for batch in micro:
@@ -161,14 +171,12 @@ def _account(window: Metrics, stats: StepStats, micro: Sequence[Batch], rate_hz:
         window.merge(stats.logs | {"loss": stats.loss})
 
 
-def _report(
-    window: Metrics, objective: Objective, stats: StepStats, seconds: float
-) -> dict[str, float]:
+def _report(window: Metrics, objective: Objective, stats: StepStats) -> dict[str, float]:
     """The scalars of a log line: the objective's, then the engine's."""
     sums = window.reduced()
     own = {
         name: sums.pop(name)
-        for name in ("skipped_updates", "grad_norm", "audio_sec", "padding")
+        for name in ("seconds", "skipped_updates", "grad_norm", "audio_sec", "padding")
         if name in sums
     }
     values: dict[str, float] = {}
@@ -178,16 +186,36 @@ def _report(
     values["lr"] = stats.lr
     values["grad_norm"] = float(own["grad_norm"].total) / max(float(own["grad_norm"].count), 1.0)
     if "audio_sec" in own:
-        values["audio_sec_per_sec"] = float(own["audio_sec"].total) / seconds
+        seconds = float(own["seconds"].total) / dist.world()
+        values["audio_sec_per_sec"] = float(own["audio_sec"].total) / max(seconds, 1e-9)
         values["padding"] = float(own["padding"].total) / max(float(own["padding"].count), 1.0)
     values["skipped_updates"] = float(own["skipped_updates"].total) / dist.world()
     return values
 
 
-def _better(score: float, best: float | None, more_is_better: bool) -> bool:
-    if score != score:
+def _judged_by(objective: Objective, scores: Mapping[str, float]) -> list[float]:
+    """The scores that the objective is judged by, the first one first."""
+    names = [name for name, _ in objective.best_metric]
+    if missing := [name for name in names if name not in scores]:
+        raise ConfigError(
+            f"{type(objective).__name__}.best_metric asks for {', '.join(missing)}, but validation "
+            f"gave {', '.join(sorted(scores)) or 'nothing'}; is data.valid empty?"
+        )
+    return [scores[name] for name in names]
+
+
+def _better(
+    scores: Sequence[float], best: Sequence[float] | None, more_is_better: Sequence[bool]
+) -> bool:
+    """Whether `scores` beat `best`, each one deciding where those before it are equal."""
+    if math.isnan(scores[0]):
         return False
-    return best is None or (score > best if more_is_better else score < best)
+
+    def order(values: Sequence[float]) -> list[float]:
+        signed = [v if more else -v for v, more in zip(values, more_is_better, strict=False)]
+        return [-math.inf if math.isnan(v) else v for v in signed]
+
+    return best is None or order(scores)[: len(best)] > order(best)
 
 
 def _export(runner: UpdateEngine, export: Export, folder: Path) -> None:

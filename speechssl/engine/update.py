@@ -96,11 +96,14 @@ class UpdateEngine(ABC):
     def step(self, micro: Sequence[Batch]) -> StepStats:
         """One optimizer update from this rank's micro-batches.
 
-        Raises RuntimeError when the ranks disagree on the step or the number of micro-batches, or
-        a loss counts other targets than its batch; DivergedError after too many skipped updates.
+        Raises ConfigError when a batch lacks a field the objective needs; RuntimeError when the
+        ranks disagree on the step or the number of micro-batches, or a loss counts other targets
+        than its batch; DivergedError after too many skipped updates.
         """
         step = self.progress.step
         num_targets = self._global_targets(micro)
+        for batch in micro:
+            self.objective.check(batch)
         self.objective.train()
         self.objective.begin_step(self.progress)
         stats = StepStats(Sum(self._zero(), self._zero()), math.inf, lr_at(self.optim, step), True)

@@ -154,23 +154,29 @@ def cosine_scores(
 
 
 def read_trials(path: str | Path) -> list[Trial]:
-    """A trial list: `1 enrol test` (VoxCeleb), or `enrol test target|nontarget` (Kaldi)."""
-    return [trial for trial, _ in _read(path)]
+    """A trial list: `1 enrol test` (VoxCeleb), or `enrol test target|nontarget` (Kaldi).
 
-
-def read_scores(path: str | Path) -> tuple[list[Trial], np.ndarray]:
-    """What `write_scores` wrote: trials and their scores (N,)."""
-    rows = _read(path)
-    missing = [trial for trial, value in rows if value is None]
-    if missing:
-        raise DataError(f"{path}: no score for '{missing[0].enrol} {missing[0].test}'")
-    return [trial for trial, _ in rows], np.array([value for _, value in rows], np.float64)
-
-
-def write_trials(path: str | Path, pairs: Iterable[Trial]) -> None:
-    """One `1 enrol test` or `0 enrol test` per line, as VoxCeleb's lists."""
-    lines = [f"{int(pair.target)} {pair.enrol} {pair.test}\n" for pair in pairs]
-    write_text(path, "".join(lines))
+    A score before the last word, as `write_scores` puts it there, is passed over.
+    """
+    rows: list[Trial] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        match line.split():
+            case []:
+                continue
+            case [("0" | "1") as flag, a, b] if b not in _KINDS:
+                rows.append(Trial(a, b, flag == "1"))
+            case [a, b, ("target" | "nontarget") as kind]:
+                rows.append(Trial(a, b, _KINDS[kind]))
+            case [a, b, score, ("target" | "nontarget") as kind] if _is_number(score):
+                rows.append(Trial(a, b, _KINDS[kind]))
+            case _:
+                raise DataError(
+                    f"{path} line {number}: got '{line}', expected '1 enrol test', "
+                    "'enrol test target' or 'enrol test score target' (or 0, nontarget)"
+                )
+    if not rows:
+        raise DataError(f"{path}: no trials")
+    return rows
 
 
 def write_scores(
@@ -185,28 +191,6 @@ def write_scores(
 
 
 _KINDS = {"target": True, "nontarget": False}
-
-
-def _read(path: str | Path) -> list[tuple[Trial, float | None]]:
-    rows: list[tuple[Trial, float | None]] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        match line.split():
-            case []:
-                continue
-            case [a, b, ("target" | "nontarget") as kind]:
-                rows.append((Trial(a, b, _KINDS[kind]), None))
-            case [("0" | "1") as flag, a, b]:
-                rows.append((Trial(a, b, flag == "1"), None))
-            case [a, b, value, ("target" | "nontarget") as kind] if _is_number(value):
-                rows.append((Trial(a, b, _KINDS[kind]), float(value)))
-            case _:
-                raise DataError(
-                    f"{path} line {number}: got '{line}', expected '1 enrol test', "
-                    "'enrol test target' or 'enrol test score target' (or 0, nontarget)"
-                )
-    if not rows:
-        raise DataError(f"{path}: no trials")
-    return rows
 
 
 def _is_number(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -37,14 +38,15 @@ class Features:
 class Extractor:
     """Runs a model over audio in padded batches; results do not depend on the batching.
 
-    `bundle` is a loaded model, a model folder or a hub id. `batch_sec` bounds the seconds of
+    `bundle` is a loaded model, a model folder or a hub id; it is moved to `device` where one is
+    given, and otherwise runs where it is. `batch_sec` bounds the seconds of
     audio, padding included, that the network sees at once; a single longer file goes alone.
     """
 
     def __init__(
         self,
         bundle: Bundle | str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         batch_sec: float = 60.0,
         precision: Precision = "fp32",
     ) -> None:
@@ -52,7 +54,8 @@ class Extractor:
             raise ConfigError(f"precision: got '{precision}', expected 'fp32' or 'bf16'")
         bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         self.backbone = bundle.backbone.to(device).eval()
-        self.device = torch.device(device)
+        tensors = chain(self.backbone.parameters(), self.backbone.buffers())
+        self.device = next((t.device for t in tensors), torch.device(device or "cpu"))
         self.batch_sec = batch_sec
         self.precision = precision
         self.geometry = self.backbone.geometry

@@ -1,9 +1,10 @@
 """Feature files: one .npy per shard with a JSONL index, readable by anything.
 
-A folder holds `metadata.json` (model, layer, frame rate) and, for each shard of the manifest,
-`features_00000_00004.npy` (rows are frames), `.jsonl` (one line an utterance: id, file, offset,
-frames, time of the first frame) and `.done`. A shard is a fixed stretch of the manifest, so any
-number of processes can write, and a stopped job goes on where it was.
+A folder holds `metadata.json` (model, checksum of its weights, layer, frame rate) and, for each
+shard of the manifest, `features_00000_00004.npy` (rows are frames), `.jsonl` (one line an
+utterance: id, file, offset, frames, time of the first frame) and `.done`. A shard is a fixed
+stretch of the manifest, so any number of processes can write, and a stopped job goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from speechssl.types import Utterance
 if TYPE_CHECKING:
     from speechssl.data.skips import Skips
     from speechssl.extract.extractor import Extractor, Layer
+    from speechssl.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -56,6 +58,7 @@ def write_features(
         {
             "format": FORMAT,
             "model": model,
+            "weights_sha256": _weights_digest(extractor.backbone),
             "layer": layer,
             "states": extractor.backbone.num_layers + 1 if layer == "all" else 1,
             "dim": extractor.backbone.dim,
@@ -232,6 +235,15 @@ def _digest(utterances: Sequence[Utterance]) -> str:
     for u in utterances:
         line = json.dumps([u.id, u.audio, u.start, u.num_samples, u.rate_hz])
         digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _weights_digest(backbone: Backbone) -> str:
+    """A fingerprint of the weights, wherever they come from: a path may hold others tomorrow."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(backbone.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
 
 

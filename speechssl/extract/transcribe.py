@@ -50,7 +50,7 @@ class Transcriber:
     def __init__(
         self,
         bundle: Bundle | str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         batch_sec: float = 60.0,
         beam: int = 1,
     ) -> None:
@@ -65,7 +65,8 @@ class Transcriber:
             raise ConfigError(f"beam: got {beam}, expected at least 1")
         self.model = bundle.objective.to(device).eval()
         self.classes = self.model.classes
-        self.device, self.batch_sec, self.beam = torch.device(device), batch_sec, beam
+        self.device = next(self.model.parameters()).device
+        self.batch_sec, self.beam = batch_sec, beam
 
     def __call__(self, audio: Sequence[Audio], *, rate_hz: int | None = None) -> list[Transcript]:
         """The transcript of each of `audio` (paths, (S,) arrays, manifest utterances), in order.
@@ -111,7 +112,7 @@ def transcribe(
     model: Bundle | str | Path,
     *,
     rate_hz: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     beam: int = 1,
 ) -> list[Transcript]:
     """Transcripts of `audio` by a CTC `model`: one call around `Transcriber`."""

@@ -21,7 +21,7 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.models import hf_config
 from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.card import model_card
-from speechssl.models.folder import read_json, read_weights, write_folder
+from speechssl.models.folder import WEIGHTS, read_json, read_weights, write_folder
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.stored_config import from_json, to_json
 
@@ -83,7 +83,7 @@ def save_bundle(
 
 
 def load_bundle(
-    folder: str | Path, device: str | torch.device = "cpu", *, plugins: bool = True
+    folder: str | Path, device: str | torch.device = "cpu", *, plugins: bool = False
 ) -> Bundle:
     """Read a model folder of ours, or a plain Hugging Face Wav2Vec2 folder with safetensors.
 
@@ -96,27 +96,42 @@ def load_bundle(
     stored = config.get("speechssl")
     where = str(folder / "config.json")
     if stored is None:
-        model, classes = _plain_huggingface(folder, config, where)
+        model, classes = _plain_huggingface(folder, config)
     else:
         if not isinstance(stored, Mapping):
             raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
         model, classes = _ours(stored, where, plugins)
         weights = {_our_key(k): v for k, v in read_weights(folder).items()}
-        _load(model, weights, str(folder / "model.safetensors"))
+        load_weights(model, weights, str(folder / WEIGHTS))
     model = model.to(device).eval()
     if isinstance(model, Backbone):
         return Bundle(model, None, config, classes, folder)
     return Bundle(model.exported(), model, config, classes, folder)
 
 
-def load(path_or_id: str | Path, device: str | torch.device = "cpu") -> Bundle:
+def load(
+    path_or_id: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    revision: str | None = None,
+    plugins: bool = False,
+) -> Bundle:
     """A model from a local folder, or from the Hugging Face hub by its `organisation/name`.
 
+    `revision` is a branch, tag or commit on the hub. `plugins` as in `load_bundle`.
     Raises CheckpointError when there is neither, or when the folder is not one we can read.
+    """
+    return load_bundle(locate(path_or_id, revision), device, plugins=plugins)
+
+
+def locate(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model, fetched from the hub where `path_or_id` is no local folder.
+
+    Raises CheckpointError when there is neither.
     """
     path = Path(path_or_id)
     if path.is_dir():
-        return load_bundle(path, device)
+        return path
     text = str(path_or_id)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
         kind = "is a file" if path.exists() else "does not exist"
@@ -124,7 +139,49 @@ def load(path_or_id: str | Path, device: str | torch.device = "cpu") -> Bundle:
             f"model '{text}' {kind}; expected a model folder (training writes model/) "
             "or a hub id 'organisation/name'"
         )
-    return load_bundle(_download(text), device, plugins=False)  # a stranger names no module
+    return _download(text, revision)
+
+
+def backbone_config(folder: Path) -> BackboneConfig:
+    """The network that a model folder describes, ours or a plain Hugging Face one.
+
+    Raises CheckpointError when it cannot be read.
+    """
+    config = read_json(folder, "config.json")
+    where = str(folder / "config.json")
+    stored = config.get("speechssl")
+    if stored is None:
+        optional = (folder / "preprocessor_config.json").exists()
+        preprocessor = read_json(folder, "preprocessor_config.json") if optional else {}
+        return hf_config.from_hf(config, preprocessor, where)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
+    return from_json(BackboneConfig, stored.get("backbone"), "speechssl.backbone", where)
+
+
+def named_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a folder under the names of an Objective, whoever wrote it."""
+    weights = {_our_key(key): value for key, value in read_weights(folder).items()}
+    if not any(key.startswith("backbone.") for key in weights):
+        weights = {f"backbone.{key}": value for key, value in weights.items()}
+    if config.get("speechssl") is None:
+        for name in [key for key in weights if ".conv.weight_" in key]:
+            ours = name.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
+            ours = ours.replace(".conv.weight_v", ".conv.parametrizations.weight.original1")
+            weights[ours] = weights.pop(name)
+        # Their mask vector exists only where their masking options ask for it.
+        weights.setdefault("backbone.masked_spec_embed", torch.rand(backbone_config(folder).dim))
+    return weights
+
+
+def vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The characters of a plain Hugging Face CTC model by output index; () without them."""
+    if not (folder / "vocab.json").exists():
+        return ()
+    if config.get("pad_token_id", 0) != 0:
+        raise CheckpointError(f"{folder}: pad_token_id (the blank) is not 0; not supported")
+    index = read_json(folder, "vocab.json")
+    return tuple(sorted(index, key=lambda token: index[token]))
 
 
 def name_of(objective: nn.Module) -> str:
@@ -157,8 +214,8 @@ def _ours(
             raise CheckpointError(f"{where}: speechssl.objective.name is {name!r}, expected a name")
         if ":" in name and not plugins:
             raise CheckpointError(
-                f"{where}: its objective '{name}' is code of another package; download the folder, "
-                "look at it, and load it by its path"
+                f"{where}: its objective '{name}' is code of another package, which loading would "
+                "run; if you trust it: speechssl.load(..., plugins=True)"
             )
         cls = _objective_class(name)
         settings = from_json(cls.Config, about.get("config"), "speechssl.objective.config", where)
@@ -173,37 +230,24 @@ def _ours(
 
 
 def _plain_huggingface(
-    folder: Path, config: Mapping[str, Any], where: str
+    folder: Path, config: Mapping[str, Any]
 ) -> tuple[Objective | Backbone, tuple[str, ...]]:
     """A Wav2Vec2 folder written by `transformers`: the backbone, and its CTC head if it has one."""
-    optional = (folder / "preprocessor_config.json").exists()
-    preprocessor = read_json(folder, "preprocessor_config.json") if optional else {}
-    backbone = build_backbone(hf_config.from_hf(config, preprocessor, where))
-    weights = {}
-    for key, value in read_weights(folder).items():
-        key = key.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
-        key = key.replace(".conv.weight_v", ".conv.parametrizations.weight.original1")
-        weights[_our_key(key)] = value
-    if not any(key.startswith("backbone.") for key in weights):
-        weights = {f"backbone.{key}": value for key, value in weights.items()}
-    # Their mask vector exists only where their masking options ask for it.
-    mask_vector = backbone.masked_spec_embed.detach()
-    weights.setdefault("backbone.masked_spec_embed", mask_vector)
-    if "lm_head.weight" in weights and (folder / "vocab.json").exists():
-        vocabulary = read_json(folder, "vocab.json")
-        classes = tuple(sorted(vocabulary, key=lambda token: vocabulary[token]))
-        if config.get("pad_token_id", 0) != 0:
-            raise CheckpointError(f"{where}: pad_token_id (the blank) is not 0; not supported")
+    backbone = build_backbone(backbone_config(folder))
+    weights = named_weights(folder, config)
+    classes = vocabulary(folder, config) if "lm_head.weight" in weights else ()
+    if classes:
         cls = _objective_class("ctc")
         objective = cls(backbone, cls.Config(), classes)
-        _load(objective, weights, str(folder / "model.safetensors"))
+        load_weights(objective, weights, str(folder / WEIGHTS))
         return objective, classes
     own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    _load(backbone, own, str(folder / "model.safetensors"))
+    load_weights(backbone, own, str(folder / WEIGHTS))
     return backbone, ()
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load exactly the model's tensors. Raises CheckpointError for anything else, or for NaN."""
     _check_weights(model, weights, where)
     model.load_state_dict(weights)
 
@@ -256,19 +300,19 @@ def _our_key(key: str) -> str:
     return key
 
 
-def _download(model_id: str) -> Path:
+def _download(model_id: str, revision: str | None) -> Path:
     """The folder of a hub model, from the local cache where it is up to date."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "model.safetensors", "README.md"]
     try:
-        return Path(snapshot_download(model_id, allow_patterns=wanted))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
     except Exception as error:  # http clients have many error types and no common base
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"cannot fetch model '{model_id}' from the Hugging Face hub: "
             f"{reason[0] if reason else type(error).__name__}; "
-            "check the id and the network, or give a local folder"
+            "check id, revision and network, or give a local folder"
         ) from error
 
 

@@ -65,6 +65,27 @@ class BackboneConfig:
             )
         if self.context == "none" and self.layers:
             raise ConfigError("backbone: context 'none' has no layers; set layers to 0")
+        elsewhere: tuple[str, ...] = () if self.context == "transformer" else _TRANSFORMER_ONLY
+        if self.context != "conv":
+            elsewhere += ("context_kernels",)
+        if ignored := [k for k in elsewhere if getattr(self, k) != getattr(type(self), k)]:
+            raise ConfigError(
+                f"backbone: context '{self.context}' has no use for {', '.join(ignored)}; leave "
+                "them out, or change context (its presets: wav2vec for conv, logmel for none)"
+            )
+
+
+_TRANSFORMER_ONLY = (
+    "heads",
+    "ffn",
+    "norm",
+    "pos_kernel",
+    "pos_groups",
+    "attention_dropout",
+    "activation_dropout",
+    "layerdrop",
+    "input_dropout",
+)
 
 
 _BASE = {

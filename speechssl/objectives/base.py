@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.types import Batch, Loss, Plan, Progress, Sum
 
@@ -27,10 +28,11 @@ class Objective(nn.Module):
     class Config:
         """Settings of the objective; defaults are the paper's base set-up."""
 
-    #: Fields of Batch it reads beyond the waveform; checked before training starts.
+    #: Fields of Batch it reads beyond the waveform; see `check`.
     needs: ClassVar[frozenset[str]] = frozenset()
-    #: What validation is judged by (a key of `summary`), and whether more is better.
-    best_metric: ClassVar[tuple[str, bool]] = ("loss", False)
+    #: What validation is judged by: keys of `summary`, and whether more is better. Each further one
+    #: decides where those before it are equal.
+    best_metric: ClassVar[tuple[tuple[str, bool], ...]] = (("loss", False),)
     #: Which field of the training manifest the classes come from: characters, speakers, or none.
     classes_from: ClassVar[Literal["text", "speaker"] | None] = None
 
@@ -58,6 +60,16 @@ class Objective(nn.Module):
     def plan_fn(self) -> PlanFn:
         """`plan` bound to this objective's settings, picklable for loader workers."""
         return partial(type(self).plan, self.cfg, self.backbone.dim)
+
+    def check(self, batch: Batch) -> None:
+        """Raise ConfigError when a field that the objective needs is not in the batch."""
+        for field in sorted(self.needs):
+            if getattr(batch, field, None) is None:
+                raise ConfigError(
+                    f"objective {type(self).__name__} needs batches with '{field}', which this one "
+                    "lacks; masks and negatives come from its `plan`, tokens and speakers from the "
+                    "manifest's text and speaker"
+                )
 
     def begin_step(self, progress: Progress) -> None:
         """Called before the forward passes of an update: schedules and LayerDrop from the step."""

@@ -61,6 +61,13 @@ class ChannelMask:
     prob: float = 0.25
     length: int = 64
 
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.prob <= 1.0 and self.length >= 1):
+            raise ValueError(
+                f"channel_mask: got prob {self.prob}, length {self.length}; "
+                "expected 0 <= prob <= 1, length >= 1"
+            )
+
     def draw(self, dim: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(B, D) bool, True = set to zero; the same sampler as for frames, with no minimum."""
         spans = SpanMask(self.prob, self.length, min_masks=0)

@@ -55,7 +55,7 @@ class Wav2Vec2(Objective):
                 )
 
     needs: ClassVar = frozenset({"mask", "negatives"})
-    best_metric: ClassVar = ("contrastive", False)
+    best_metric: ClassVar = (("contrastive", False),)
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)

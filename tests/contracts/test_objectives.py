@@ -193,8 +193,9 @@ def test_fields_it_needs_are_in_its_batches_and_missed_when_absent(name: str):
     batch = batch_of(objective, [0, 1])
     for field in objective.needs:
         assert getattr(batch, field) is not None
-        with pytest.raises(Exception, match=r"\w+"):
-            objective(replace(batch, **{field: None}))
+        with pytest.raises(ConfigError, match=f"{type(objective).__name__} needs .*'{field}'"):
+            objective.check(replace(batch, **{field: None}))
+    objective.check(batch)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "engine": BASE | {"objectives.base", "data", "evaluation", "kernels"},
     "interop": BASE | {"models"},
     "extract": BASE | {"models", "data", "audio", "downstream", "objectives.base"},
-    "report": BASE | {"evaluation"},
+    "report": BASE | {"evaluation", "audio"},
     "config": BASE | {"settings", "data.config", "engine.config", "models", "objectives.base"},
     # The public API, and the command line above everything.
     "": BASE | {"extract", "models"},

@@ -94,10 +94,31 @@ def test_audio_without_transcript_is_named(corpus, tmp_path):
         librispeech.prepare(corpus, tmp_path / "out")
 
 
-def test_transcript_without_audio_is_named(corpus, tmp_path):
+def test_transcripts_without_audio_are_counted_and_refused_only_without_any(
+    corpus, tmp_path, caplog
+):
+    (corpus / "LibriSpeech/train-clean-100/103/1240/103-1240-0001.flac").unlink()
+    made = librispeech.prepare(corpus, tmp_path / "out")
+    assert [u.id for u in read_manifest(made["train-clean-100"])] == [
+        "103-1240-0000",
+        "19-198-0000",
+    ]
+    assert "train-clean-100: 1 transcripts have no audio" in caplog.text
+    assert "103-1240-0001.flac" in caplog.text
     (corpus / "LibriSpeech/dev-other/116/288001/116-288001-0000.flac").unlink()
     with pytest.raises(DataError, match="116-288001-0000"):
         librispeech.prepare(corpus, tmp_path / "out")
+
+
+def test_a_complete_subset_is_read_once_and_a_partial_one_again(corpus, tmp_path, monkeypatch):
+    hours = 3 * 0.5 / 3600
+    monkeypatch.setitem(librispeech.PUBLISHED, "train-clean-100", (3, hours))
+    first = librispeech.prepare(corpus, tmp_path / "out")
+    before = {split: path.stat().st_mtime_ns for split, path in first.items()}
+    again = librispeech.prepare(corpus, tmp_path / "out")
+    same = {split for split, path in again.items() if path.stat().st_mtime_ns == before[split]}
+    assert again == first
+    assert same == {"train-clean-100"}
 
 
 def test_empty_folder_says_what_was_expected(tmp_path):

@@ -87,15 +87,20 @@ def toy(tmp_path):
         "source recipes/_lib/stages.sh\n"
         'parse_options "$@"\n'
         'first() { echo first >>"$out/ran"; }\n'
-        'second() { if [[ -f fail ]]; then false; fi; echo second >>"$out/ran"; }\n'
-        'third() { echo "third smoke=$smoke" >>"$out/ran"; }\n'
+        # Training, as far as stages can tell: a line a start, in folders named by --run.out.
+        'speechssl() { mkdir -p "$3"; echo start >>"$3/starts"; if [[ -f fail-$(basename "$3") ]]; '
+        "then false; fi; }\n"
+        'second() { train --run.out "$out/one"; train --run.out "$out/two"; if [[ -f fail ]]; '
+        'then false; fi; echo second >>"$out/ran"; }\n'
+        'third() { train --run.out "$out/after"; echo "third smoke=$smoke" >>"$out/ran"; }\n'
         "run_stage 0 one first\n"
-        "run_stage 1 two second\n"
+        "run_stage 1 two second a\n"
+        'settings="EXTRA=${EXTRA:-}"\n'
         "run_stage 2 three third\n"
     )
 
-    def run(*words):
-        done = bash("recipes/toy/run.sh", *words, cwd=tmp_path)
+    def run(*words, **env):
+        done = bash("recipes/toy/run.sh", "--nproc", "1", *words, cwd=tmp_path, **env)
         ran = tmp_path / "exp/toy/ran"
         lines = ran.read_text().split("\n")[:-1] if ran.exists() else []
         ran.unlink(missing_ok=True)
@@ -117,8 +122,42 @@ def test_finished_stages_are_skipped(toy):
 def test_changed_config_runs_again(toy):
     toy()
     (toy.folder / "recipes/toy/conf/a.yaml").write_text("optim: {lr: 2}\n")
-    _, ran = toy()
-    assert ran == ["first", "second", "third smoke=0"]
+    assert toy()[1] == ["second", "third smoke=0"]  # the stage that reads it and what follows
+    assert toy(EXTRA="1")[1] == ["third smoke=0"]
+
+
+def starts(toy):
+    """How often each run folder was trained in since it was last new."""
+    out = toy.folder / "exp/toy"
+    return {
+        str(file.parent.relative_to(out)): len(file.read_text().split())
+        for file in out.rglob("starts")
+    }
+
+
+def test_what_runs_again_trains_in_new_folders(toy):
+    toy()
+    assert starts(toy) == {"one": 1, "two": 1, "after": 1}
+    done, _ = toy("--stage", "1")
+    twice = {"one": 1, "two": 1, "after": 1}
+    assert starts(toy) == twice | {f"replaced/{name}": 1 for name in twice}
+    assert "the earlier exp/toy/one is now exp/toy/replaced/one" in done.stdout
+    (toy.folder / "recipes/toy/conf/a.yaml").write_text("optim: {lr: 2}\n")
+    toy("--stop-stage", "1")  # stage 2 belongs to the earlier stage 1 now
+    assert starts(toy) == twice | {f"replaced/{name}": 1 for name in twice}
+    toy()
+    assert starts(toy) == twice | {f"replaced/{name}": 1 for name in twice}
+
+
+def test_an_interrupted_stage_resumes_its_own_runs_only(toy):
+    toy()
+    (toy.folder / "fail-one").touch()
+    assert toy("--stage", "1")[0].returncode == 1
+    assert starts(toy) == {"one": 1, "two": 1, "after": 1, "replaced/one": 1}
+    (toy.folder / "fail-one").unlink()
+    toy("--stage", "1")  # as the message says: one goes on, the old two is replaced
+    old = {"replaced/one": 1, "replaced/two": 1, "replaced/after": 1}
+    assert starts(toy) == {"one": 2, "two": 1, "after": 1} | old
 
 
 def test_stages_can_be_chosen_and_repeat_what_follows(toy):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.config import cross_checks, from_file, resolve
+from speechssl.config import cross_checks, from_file, input_hashes, resolve
 from speechssl.errors import ConfigError
 from speechssl.models.presets import preset
 
@@ -97,6 +97,49 @@ def test_init_accepts_what_the_model_has_anyway(tmp_path: Path):
     assert resolve([*NAMED, "--init.from", folder, *words]).backbone == preset("tiny")
 
 
+def test_init_takes_a_plain_hugging_face_folder_and_resolves_again(tmp_path: Path):
+    model = tmp_path / "theirs"
+    model.mkdir()
+    theirs = {"model_type": "wav2vec2", "hidden_size": 64, "num_attention_heads": 4}
+    (model / "config.json").write_text(json.dumps(theirs))
+    config = resolve([*NAMED, "--init.from", str(model), "--backbone.layerdrop", "0"])
+    assert (config.backbone.preset, config.backbone.dim) == ("huggingface", 64)
+    saved = tmp_path / "run" / "config.yaml"
+    config.save(saved)
+    assert resolve(["--config", str(saved)]).to_dict() == config.to_dict()
+    (model / "config.json").unlink()  # moved away since
+    assert from_file(saved).to_dict() == config.to_dict()
+
+
+def test_init_takes_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    folder = model_folder(tmp_path, dim=64)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: folder)
+    assert resolve([*NAMED, "--init.from", "some/model"]).backbone.dim == 64
+
+
+def test_inputs_are_known_by_their_contents(tmp_path: Path):
+    folder = model_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    manifest = write(tmp_path, "a.jsonl", "one\n")
+    config = resolve([*NAMED, "--init.from", folder, "--data.train", manifest])
+    first = input_hashes(config)
+    assert input_hashes(config) == first
+    write(tmp_path, "a.jsonl", "two\n")
+    second = input_hashes(config)
+    assert second["data.train"] != first["data.train"]
+    assert second["init.from"] == first["init.from"] != ""
+
+
+def test_settings_that_the_network_ignores_are_refused():
+    words = ["--objective.name", "wav2vec", "--backbone.preset", "wav2vec-tiny"]
+    with pytest.raises(ConfigError, match="'conv' has no use for heads, layerdrop"):
+        resolve([*words, "--backbone.heads", "8", "--backbone.layerdrop", "0.1"])
+    with pytest.raises(ConfigError, match="'transformer' has no use for context_kernels"):
+        resolve([*NAMED, "--backbone.context_kernels", "[3]"])
+
+
 def test_init_points_to_the_model_inside_a_run(tmp_path: Path):
     (tmp_path / "model").mkdir()
     model_folder(tmp_path / "model")
@@ -115,6 +158,18 @@ def test_init_points_to_the_model_inside_a_run(tmp_path: Path):
 def test_cross_checks(words: list[str], device: str, message: str):
     with pytest.raises(ConfigError, match=message):
         cross_checks(resolve([*NAMED, *words]), device=device)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective.freeze_steps=9"], "optim.weight_decay is 0.01 and would move the frozen"),
+        (["--objective.channel_mask.length=129"], "has 256 channels.*set it to 128 or less"),
+    ],
+)
+def test_cross_checks_of_fine_tuning(words: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        cross_checks(resolve(["--objective.name=ctc", "--data.train=a", *words]))
 
 
 def test_cross_checks_accept_sound_settings():

@@ -87,8 +87,10 @@ class Transformer(nn.Module):
         output (after the last norm when pre-norm).
         """
         pad = z.pad
-        attend = ~pad[:, None, None, :] if bool(pad.any()) else None
-        x = z.x if attend is None else z.x.masked_fill(pad[:, :, None], 0.0)
+        # Only the CPU may be asked: the answer of another device would have to be waited for.
+        full = pad.device.type == "cpu" and not bool(pad.any())
+        attend = None if full else ~pad[:, None, None, :]
+        x = z.x if full else z.x.masked_fill(pad[:, :, None], 0.0)
         x = x + self.pos_conv_embed(x)
         if not self.pre:
             x = self.layer_norm(x)

@@ -195,7 +195,30 @@ def test_transcript_with_unknown_characters(corpus, recogniser, tmp_path, capsys
     rows[0]["text"] = "A|B"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--data.train", manifest, "--objective.name", "ctc", "--run.out", tmp_path / "run")
-    assert "word bar" in complaint(capsys, 3, "train", *words)
+    said = complaint(capsys, 3, "train", *words)
+    assert "word bar" in said
+    assert f"utterance '{rows[0]['id']}'" in said
+
+
+def test_the_vocabulary_is_that_of_the_training_texts(
+    corpus, pretrained, recogniser, tmp_path, capsys
+):
+    rows = [json.loads(line) for line in (corpus / "valid.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(corpus / row["audio"])
+    rows[0]["text"], rows[1]["text"] = "ÄB", None
+    manifest = tmp_path / "valid.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (
+        f"--data.train={corpus / 'train.jsonl'} --data.valid={manifest} --data.max_sec=1 "
+        f"--data.batch_sec=4 --data.update_sec=4 --data.workers=0 --optim.steps=1 "
+        "--objective.name=ctc --objective.channel_mask.prob=0 "
+        f"--init.from={pretrained / 'model'} --run.out={tmp_path / 'run'}"
+    )
+    told, _ = run(capsys, 0, "train", *words.split())
+    assert "classes    4: <pad> | A B" in told
+    assert "left out no_text: 1" in told
+    assert "left out unknown_characters: 1" in told
 
 
 @pytest.mark.parametrize(

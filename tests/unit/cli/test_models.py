@@ -77,6 +77,19 @@ def test_predict_text_and_speaker(
     assert json.loads(capsys.readouterr().out)["speaker"] in {"s0", "s1"}
 
 
+def test_predict_tells_files_of_two_folders_apart(
+    corpus: Path, recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "x.flac").write_bytes((corpus / "audio/u0.flac").read_bytes())
+    words = ["predict", recogniser / "model", *folders]
+    assert main([str(w) for w in words]) == 0
+    names = [line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [str(folder / "x.flac") for folder in folders]
+
+
 def test_predict_goes_on_after_a_bad_file(
     corpus: Path, recogniser: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -119,6 +132,23 @@ def test_probe_leaves_groups_out(
     assert main([*map(str, words)]) == 2
 
 
+def test_probe_chooses_settings_across_groups(
+    corpus: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["probe", pretrained / "model", "--train", corpus / "train.jsonl", "--label", "digit"]
+    words += ["--test", corpus / "valid.jsonl", "--group", "speaker", "--baseline", "none"]
+    found = answer(capsys, *words)
+    assert found["group"] == "speaker"
+    assert "per_group" not in found["results"][0]
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    for row in rows:  # one group only: nothing to leave out
+        row |= {"speaker": "one", "audio": str(corpus / row["audio"])}
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words[3] = tmp_path / "one.jsonl"
+    assert main([str(w) for w in words]) == 3
+    assert "8 training utterances of 2 classes in 1 groups are too few" in capsys.readouterr().err
+
+
 def test_wilson_interval():
     low, high = wilson(0.5, 100)  # R: prop.test(50, 100, correct = FALSE)
     assert (low, high) == pytest.approx((0.4038315, 0.5961685), abs=1e-6)
@@ -146,3 +176,20 @@ def test_report_draws_curves(pretrained: Path, recogniser: Path, tmp_path: Path)
     assert main(["report", *runs, "--out", str(out), "--smooth", "3"]) == 0
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert main(["report", str(tmp_path)]) == 3
+
+
+def test_the_next_command_that_pretraining_prints_is_accepted(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from tests.unit.cli.conftest import train
+
+    small = "--backbone.preset=wav2vec --backbone.dim=8 --backbone.conv_dims=[8,8,8,8,8,8,8]"
+    small += " --backbone.layers=2 --backbone.context_kernels=[2,3] --objective.name=wav2vec"
+    small += " --objective.num_negatives=2 --objective.num_steps=2 --optim.steps=1"
+    small += " --data.max_sec=1 --data.batch_sec=4 --data.update_sec=4 --data.workers=0"
+    train(corpus, tmp_path / "ssl", *small.split())
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if "--init.from" in s)
+    words = line.replace("TRANSCRIBED.jsonl", str(corpus / "train.jsonl")).split()[1:]
+    assert main([*words, "--optim.steps=1", "--run.out", str(tmp_path / "asr")]) == 0
+    out = capsys.readouterr().out
+    assert "characters in fewer than 3" not in out

@@ -190,3 +190,22 @@ def test_contradicting_settings_are_refused():
         DataConfig(max_sec=20, batch_sec=10)
     with pytest.raises(ConfigError, match="update_sec"):
         DataConfig(max_sec=20, batch_sec=40, update_sec=10)
+
+
+def test_validation_leaves_out_and_counts_what_ctc_cannot_score(corpus):
+    words = Characters(["<pad>", "|", "A", "B"])
+    utterances = [
+        corpus[0],
+        replace(corpus[1], text=None),
+        replace(corpus[2], text="AÉ"),
+        replace(corpus[3], text="AA" * 200),  # too long for its frames: an error, but scored
+    ]
+    data = EvalData(utterances, GEOMETRY, CFG, plan, tokenizer=words)
+    assert [u.id for u in data.utterances] == ["u0", "u3"]
+    assert dict(data.skips.counts) == {"no_text": 1, "unknown_characters": 1}
+    assert sorted(i for b in data.batches() for i in b.ids) == ["u0", "u3"]
+    strict = DataConfig(**{**CFG.__dict__, "unknown_text": "error"})
+    with pytest.raises(DataError, match="utterance 'u2'"):
+        EvalData(utterances, GEOMETRY, strict, plan, tokenizer=words)
+    with pytest.raises(DataError, match="no_text: 1"):
+        EvalData(utterances[1:2], GEOMETRY, CFG, plan, tokenizer=words)

@@ -75,8 +75,8 @@ def test_kaldi_directory(tmp_path: Path) -> None:
     folder = kaldi_dir(
         tmp_path / "train",
         wav_scp="r1\tWAVE/r1.wav\nr2 WAVE/none.wav\nr3 sph2pipe x.sph |\n",
-        text="r1 HELLO  YOU\nr2 A\n",
-        utt2spk="r1 ann\nr2 bob\n",
+        text="r1 HELLO  YOU\n\nr2 A\n",
+        utt2spk="r1 ann\n  \nr2 bob\n",
         utt2dur="r1 2.00\n",
     )
     utterances, skips = gather(folder)
@@ -137,12 +137,14 @@ def test_nemo_manifest(tmp_path: Path) -> None:
         {"audio_filepath": "a.wav", "duration": 2.0, "text": "hi", "lang": "en"},
         {"audio_filepath": "a.wav", "duration": 0.5, "offset": 1.0, "text": "you"},
         {"audio_filepath": "a.wav", "duration": 9.0},
+        {"audio_filepath": "a.wav", "duration": 0.5, "offset": 0.0, "text": "first"},
         {"audio_filepath": 3},
     )
     utterances, skips = gather(source)
     assert [(u.id, u.start, u.num_samples, u.text) for u in utterances] == [
         ("a", 0, 32_000, "hi"),
         ("a-2", 16_000, 8_000, "you"),
+        ("a-4", 0, 8_000, "first"),
     ]
     assert utterances[0].extra == {"lang": "en"}
     assert skips.counts == {"mismatch": 1, "bad_line": 1}

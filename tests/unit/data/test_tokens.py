@@ -82,7 +82,10 @@ def test_a_hugging_face_vocabulary_loads(tmp_path: Path) -> None:
     assert characters.encode("EX") == [5, 3]
 
 
-@pytest.mark.parametrize("content", ["[1]", '{"<pad>": 0, "|": 2}', "{", '{"<pad>": 0, "|": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", '{"<pad>": 0, "|": 2}', "{", '{"<pad>": 0, "|": "x"}', '{"<pad>": "0", "|": "1"}'],
+)
 def test_bad_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "vocab.json").write_text(content)
     with pytest.raises(DataError, match=r"vocab\.json"):

@@ -200,3 +200,37 @@ def test_pickled_code_never_runs(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=name):
             safe_load(tmp_path / name)
     assert not canary.exists()
+
+
+def test_other_contents_behind_the_same_settings_are_refused(tmp_path):
+    config = CONFIG | {"inputs": {"init.from": "aa", "data.train": ["bb"]}}
+    save(store_at(tmp_path, config=config), 3)
+    assert load(store_at(tmp_path, config=config))[0].progress.step == 3
+    other = config | {"inputs": {"init.from": "cc", "data.train": ["dd"]}}
+    with pytest.raises(CheckpointError, match=r"contents of data.train and init.from.*run.out"):
+        load(store_at(tmp_path, config=other))
+
+
+def test_settings_that_another_version_had_or_has_are_only_told(tmp_path, caplog):
+    save(store_at(tmp_path), 3)
+    other = CONFIG | {"optim": {"lr": 0.1, "steps": 9, "new": 1}, "inputs": {"init.from": "aa"}}
+    with caplog.at_level(logging.WARNING):
+        assert load(store_at(tmp_path, config=other))[0].progress.step == 3
+    assert "optim.new was None, now 1" in caplog.text
+
+
+def test_what_is_due_and_how_ties_stand_survive(tmp_path):
+    progress = Progress(step=3, max_steps=9, best=0.5, best_ties=(0.25, 7.0), best_step=3)
+    store = store_at(tmp_path)
+    store.save(Saved(progress, {}, validation_due=True), lambda folder: None)
+    assert load(store_at(tmp_path))[0] == Saved(progress, {}, validation_due=True)
+    manifest = json.loads((tmp_path / "ckpt" / "step_00000003" / "MANIFEST.json").read_text())
+    assert {"speechssl", "torch", "python"} <= manifest["versions"].keys()
+
+
+def test_the_commit_is_that_of_the_checkout_itself_or_nothing(tmp_path):
+    from speechssl.engine.provenance import git_commit
+
+    assert git_commit(tmp_path) == ""
+    (tmp_path / ".git").write_text("gitdir: nowhere")
+    assert git_commit(tmp_path) == ""

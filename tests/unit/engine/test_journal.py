@@ -92,3 +92,19 @@ def test_srun_needs_a_meeting_point(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(ConfigError, match="MASTER_ADDR"):
         dist.setup()
+
+
+def test_the_bar_shows_little_and_every_line_is_kept_above_it(tmp_path, monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    journal = Journal(tmp_path, 0, 10)
+    shown = {"loss": 4.0, "accuracy": 0.5, "lr": 0.1}
+    journal.record(2, "train", shown, {"accuracy": 0.25})
+    journal.record(2, "valid", {"loss": 5.0, "wer": 0.75, "cer": 0.5}, {})
+    bar = journal.bar.postfix
+    journal.close()
+    assert bar == "loss 5  accuracy 0.5  wer 0.75"
+    told = capsys.readouterr().err
+    assert "train 2/10  loss 4  accuracy 0.5 (chance 0.25)  lr 0.1" in told
+    assert "valid 2/10  loss 5  wer 0.75  cer 0.5" in told

@@ -160,3 +160,10 @@ def test_frozen_and_undecayed_parameters():
     objective.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         parameter_groups(objective, OptimConfig())
+
+
+def test_a_batch_without_what_the_objective_needs_is_named(monkeypatch):
+    engine = engine_for()
+    monkeypatch.setattr(type(engine.objective), "needs", frozenset({"mask", "tokens"}))
+    with pytest.raises(ConfigError, match="Toy needs batches with 'tokens'"):
+        engine.step(toy.ToyData().update(0))

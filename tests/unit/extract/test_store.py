@@ -117,6 +117,16 @@ def test_another_setting_needs_another_folder(tmp_path: Path, utterances, extrac
         write_features(tmp_path / "out", utterances[::-1], extractor, Skips())
 
 
+def test_the_same_path_with_other_weights_needs_another_folder(tmp_path: Path, utterances):
+    cfg = preset("tiny", conv_dims=(8,) * 7, dim=16, layers=2, heads=2, ffn=24, pos_kernel=8)
+    bundle = Bundle(Backbone(cfg).eval(), None, {}, (), Path("memory"))
+    write_features(tmp_path / "out", utterances[:1], Extractor(bundle), Skips(), model="m")
+    with torch.no_grad():
+        next(bundle.backbone.parameters()).add_(1)
+    with pytest.raises(ConfigError, match=r"weights_sha256"):
+        write_features(tmp_path / "out", utterances[:1], Extractor(bundle), Skips(), model="m")
+
+
 def test_a_folder_without_features(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds no features"):
         open_features(tmp_path)

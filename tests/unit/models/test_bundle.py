@@ -214,14 +214,17 @@ def test_no_edit_of_the_settings_escapes_our_errors(saved: Path):
             load_bundle(saved)
 
 
-def test_a_hub_model_cannot_name_modules_to_import(saved: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_cannot_name_modules_to_import(saved: Path, monkeypatch: pytest.MonkeyPatch):
     import huggingface_hub
 
     edit(saved, lambda c: c["speechssl"]["objective"].update(name="this:Evil"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(saved))
-    with pytest.raises(CheckpointError, match="code of another package"):
-        speechssl.load("some/model")
+    for model in ("some/model", saved):
+        with pytest.raises(CheckpointError, match=r"code of another package.*plugins=True"):
+            speechssl.load(model)
     assert "this" not in sys.modules
+    edit(saved, lambda c: c["speechssl"]["objective"].update(name=f"{CTC.__module__}:CTC"))
+    assert isinstance(speechssl.load("some/model", plugins=True).objective, CTC)
 
 
 def test_weights_of_another_size(saved: Path):
@@ -272,7 +275,9 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch):
         raise ConnectionError("name resolution failed")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match=r"cannot fetch model 'some/model'.*check the id"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot fetch model 'some/model'.*check id, revision"
+    ):
         speechssl.load("some/model")
 
 

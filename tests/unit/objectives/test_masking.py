@@ -95,3 +95,5 @@ def test_channel_masks(prob: float, coverage: float) -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="prob"):
         SpanMask(prob=1.5)
+    with pytest.raises(ValueError, match="channel_mask: got prob 0.5, length 0"):
+        ChannelMask(prob=0.5, length=0)

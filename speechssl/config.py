@@ -181,8 +181,15 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
             f"{config.optim.weight_decay:g} and would move the frozen weights towards zero; set it "
             "to 0 (as published) or freeze_steps to 0"
         )
+    still = getattr(objective, "frozen", False) or getattr(objective, "freeze_features", False)
+    if config.backbone.feature_grad_mult == 0 and config.optim.weight_decay and not still:
+        raise ConfigError(
+            "backbone.feature_grad_mult is 0, so the convolutional encoder gets no gradient, but "
+            f"optim.weight_decay is {config.optim.weight_decay:g} and would shrink it all the "
+            "same; set weight_decay to 0 or feature_grad_mult above 0"
+        )
     channels = getattr(objective, "channel_mask", None)
-    if channels is None or channels.prob == 0 or objective.frozen:
+    if channels is None or channels.prob == 0 or getattr(objective, "frozen", False):
         return
     if config.backbone.dim < 2 * channels.length:
         raise ConfigError(

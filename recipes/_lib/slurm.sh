@@ -4,6 +4,9 @@
 #   sbatch --nodes 4 --gpus-per-node 8 recipes/_lib/slurm.sh \
 #     --config recipes/librispeech/conf/pretrain.yaml --data.train TRAIN.jsonl --run.out DIR
 # DIR must be on storage that all machines see. Send it again after a time limit: it resumes.
+# After the signal below, torchrun gives its processes 30 s to finish an update and save. Where that
+# is too short, run.save_every_steps decides what is lost; or `srun python -m speechssl train` with
+# one task a GPU, which has all the time until the limit (README, "Many GPUs, many machines").
 #SBATCH --job-name=speechssl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

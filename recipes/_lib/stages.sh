@@ -77,7 +77,9 @@ parse_options() {
 
 choose_processes() {
   local gpus=0 cores
-  if command -v nvidia-smi >/dev/null 2>&1; then
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]|GPU-|MIG-)' || true)
+  elif command -v nvidia-smi >/dev/null 2>&1; then
     gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
   fi
   cores=$(getconf _NPROCESSORS_ONLN)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechssl.cli.inputs import add_plugins
 from speechssl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add_plugins(p)
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return p
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     from speechssl.models.bundle import load
 
     utterances = read_manifest(args.manifest)
-    bundle = load(args.model, pick_device(args.device))
+    bundle = load(args.model, pick_device(args.device), plugins=args.plugins)
     if bundle.objective is None:
         raise ConfigError(
             f"model {args.model} is a bare backbone, which has no loss to evaluate; see what it "
@@ -167,13 +169,14 @@ def speakers(
 def pretraining(
     bundle: Bundle, utterances: Sequence[Utterance], args: argparse.Namespace, skips: Skips
 ) -> tuple[dict[str, Any], str]:
-    """Loss and metrics of a self-supervised model.
+    """Loss and metrics of a self-supervised model, or of another package's objective.
 
     Crops and masks are those of the default data.seed and data.max_sec, so the numbers equal those
     of validation in training only where the run kept these defaults.
     """
     import torch
 
+    from speechssl.cli.assembly import target_readers
     from speechssl.data.config import DataConfig
     from speechssl.data.loader import EvalData
     from speechssl.engine.metrics import Metrics
@@ -184,7 +187,16 @@ def pretraining(
     cfg = DataConfig(
         max_sec=longest, min_sec=0.0, batch_sec=args.batch_sec, update_sec=args.batch_sec, workers=0
     )
-    data = EvalData(utterances, bundle.backbone.geometry, cfg, model.plan_fn(), skips=skips)
+    tokenizer, speaker_index = target_readers(type(model), model.classes)
+    data = EvalData(
+        utterances,
+        bundle.backbone.geometry,
+        cfg,
+        model.plan_fn(),
+        tokenizer=tokenizer,
+        speaker_index=speaker_index,
+        skips=skips,
+    )
     device = next(model.parameters()).device
     sums = Metrics()
     model.eval()

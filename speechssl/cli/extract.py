@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from speechssl.cli.inputs import add_plugins
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add_plugins(p)
     return p
 
 
@@ -45,10 +47,12 @@ def main(argv: Sequence[str]) -> int:
     from speechssl.data.skips import Skips
     from speechssl.extract.extractor import Extractor
     from speechssl.extract.store import write_features
+    from speechssl.models.bundle import load
 
     skips = Skips()
     utterances = utterances_of([args.source], skips)
-    extractor = Extractor(args.model, pick_device(args.device), args.batch_sec, args.precision)
+    bundle = load(args.model, pick_device(args.device), plugins=args.plugins)
+    extractor = Extractor(bundle, batch_sec=args.batch_sec, precision=args.precision)
     rank, world = place()
     written = write_features(
         args.out,

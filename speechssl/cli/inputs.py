@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
     from speechssl.data.skips import Skips
 
 T = TypeVar("T")
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """The option that lets a model's own objective be imported."""
+    parser.add_argument(
+        "--plugins",
+        action="store_true",
+        help="run the code of another package that the model's objective names; for models you "
+        "trust",
+    )
 
 
 def utterances_of(sources: Sequence[str], skips: Skips) -> list[Utterance]:
@@ -60,11 +71,17 @@ def utterance_of(path: str) -> Utterance:
 
 
 def pick_device(asked: str) -> str:
-    """`auto` means the GPU where there is one. Raises ConfigError for a GPU that is not there."""
+    """`auto` means a GPU where there is one, another one for each process that a launcher started.
+
+    Raises ConfigError for a GPU that is not there.
+    """
     import torch
 
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+        return f"cuda:{local % torch.cuda.device_count()}"
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {asked}: no GPU that torch can use here; try --device cpu")
     try:

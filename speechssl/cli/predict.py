@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from speechssl.cli.inputs import add_plugins
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--beam", type=int, default=1, help="1 = best path (%(default)s)")
     p.add_argument("--batch-sec", type=float, default=60.0, help="padded audio per batch")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add_plugins(p)
     return p
 
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from speechssl.downstream.speaker import Speaker
     from speechssl.models.bundle import load
 
-    bundle = load(args.model, pick_device(args.device))
+    bundle = load(args.model, pick_device(args.device), plugins=args.plugins)
     if not isinstance(bundle.objective, CTC | Speaker):
         raise ConfigError(
             f"model {args.model} has no head that predicts; fine-tune it: "

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from speechssl.cli.inputs import add_plugins
 from speechssl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add_plugins(p)
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return p
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     test = labelled(args.test, args.label, None) if args.test else None
     rows = [
         {"system": name} | row
-        for name, backbone in systems(args.models, baselines, args.seed)
+        for name, backbone in systems(args.models, baselines, args.seed, plugins=args.plugins)
         for row in probe(backbone.to(args.device).eval(), train, test, args, skips)
     ]
     tell_skipped(skips)
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def systems(
-    models: Sequence[str], baselines: Sequence[str], seed: int
+    models: Sequence[str], baselines: Sequence[str], seed: int, *, plugins: bool = False
 ) -> Iterator[tuple[str, Backbone]]:
     """Name and frozen network of everything compared; twins of equal shape come once."""
     import torch
@@ -116,7 +118,7 @@ def systems(
 
     shapes = []
     for name in models:
-        backbone = load(name).backbone
+        backbone = load(name, plugins=plugins).backbone
         yield name, backbone
         if backbone.cfg not in shapes:
             shapes.append(backbone.cfg)

@@ -267,9 +267,10 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _digest(folder: Path) -> dict[str, list[Any]]:
     """Size and SHA-256 of this rank's share of the files, which are flushed to disk on the way."""
-    dist.barrier()
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    mine = files[dist.rank() :: dist.world()]
+    # A network file system may show a rank the files of other machines late, its own at once.
+    seen = dist.gather([p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()])
+    files = sorted({name for names in seen for name in names})
+    mine = [folder / name for name in files[dist.rank() :: dist.world()]]
     found: dict[str, list[Any]] = {}
     for path in mine:
         _sync(path)

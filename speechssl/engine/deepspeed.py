@@ -56,9 +56,10 @@ def import_deepspeed() -> Any:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
     logger.setLevel(logging.WARNING)
-    # Its shared-memory operator would be compiled at start, and hang on a stale lock file; only
-    # inference uses it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # Its shared-memory operator, which only CPUs have and only inference uses, would be
+        # compiled at start, and hang on a stale lock file. Asking on a GPU probes compilers.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
@@ -118,6 +119,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice a step
         "memory_breakdown": False,
         "dump_state": False,
         "disable_allgather": False,

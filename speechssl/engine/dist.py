@@ -23,11 +23,18 @@ def setup(*, group: bool = False) -> torch.device:
     Reads RANK, WORLD_SIZE and LOCAL_RANK (torchrun, deepspeed) or what `srun` sets. One process
     needs no group unless `group` asks for one, as DeepSpeed does. A second call changes nothing.
 
-    Raises ConfigError when srun started several tasks and nobody named the meeting point.
+    Raises ConfigError when srun started several tasks and nobody named the meeting point, or when
+    there are more processes than GPUs on this machine.
     """
     _from_slurm()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local} of this machine (counted from 0) has no GPU: "
+            f"{torch.cuda.device_count()} can be seen; start one process a GPU, or hide the GPUs "
+            "to train on the CPU: CUDA_VISIBLE_DEVICES="
+        )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -61,7 +68,9 @@ def _from_slurm() -> None:
         )
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = str(tasks)
-    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+    # With --gpus-per-task every task sees its own GPU alone, as number 0.
+    alone = torch.cuda.is_available() and torch.cuda.device_count() == 1
+    os.environ["LOCAL_RANK"] = "0" if alone else os.environ["SLURM_LOCALID"]
 
 
 def set_timeout(seconds: float) -> None:

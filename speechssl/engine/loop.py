@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import math
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from speechssl.objectives.base import Objective
 
 log = logging.getLogger(__name__)
+
+#: How network file systems that are mounted without locks refuse one.
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 Export = Callable[[Path, dict[str, Tensor]], None]
 
@@ -244,11 +248,14 @@ def _sole_owner(out: Path) -> Iterator[None]:
         except BlockingIOError:
             problem = f"run.out {out} is in use by another run; wait for it or choose another"
         except OSError as error:
-            problem = f"run.out {out} cannot be written: {error.strerror}; choose another"
+            if lock is None or error.errno not in _NO_LOCKS:
+                problem = f"run.out {out} cannot be written: {error.strerror}; choose another"
+            else:
+                log.warning("%s cannot be locked; see that no second run writes there", out)
     problem = dist.broadcast(problem)
-    if problem:
-        raise ConfigError(problem)
     try:
+        if problem:
+            raise ConfigError(problem)
         yield
     finally:
         if lock is not None:

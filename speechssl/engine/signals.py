@@ -52,8 +52,12 @@ class StopSignal:
         return bool(self.name)
 
     def until_heard(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, ending early once a signal was heard."""
+        """The items, ending early once a signal was heard, yet with the first one in any case.
+
+        Ranks hear a signal at different moments, and one that has nothing to run could not keep
+        the others company where a forward pass takes all of them (ZeRO-3).
+        """
         for item in items:
+            yield item
             if self.name:
                 return
-            yield item

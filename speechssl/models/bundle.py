@@ -215,7 +215,8 @@ def _ours(
         if ":" in name and not plugins:
             raise CheckpointError(
                 f"{where}: its objective '{name}' is code of another package, which loading would "
-                "run; if you trust it: speechssl.load(..., plugins=True)"
+                "run; if you trust it: speechssl.load(..., plugins=True), or --plugins on the "
+                "command line"
             )
         cls = _objective_class(name)
         settings = from_json(cls.Config, about.get("config"), "speechssl.objective.config", where)

@@ -153,6 +153,7 @@ def test_init_points_to_the_model_inside_a_run(tmp_path: Path):
         ([], "cpu", "data.train is not set"),
         (["--data.train=a", "--data.batch_sec=99"], "cpu", "cannot hold more audio than an update"),
         (["--data.train=a", "--engine.precision=fp16"], "cpu", "no GPU"),
+        (["--data.train=a", "--backbone.feature_grad_mult=0"], "cpu", "would shrink it all the"),
     ],
 )
 def test_cross_checks(words: list[str], device: str, message: str):

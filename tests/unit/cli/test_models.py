@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from speechssl.cli.inputs import pick_device
 from speechssl.cli.main import main
 from speechssl.cli.predict import formatted
 from speechssl.cli.probe import wilson
@@ -98,6 +100,32 @@ def test_predict_goes_on_after_a_bad_file(
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
     assert "no.wav" in captured.err
+
+
+def test_code_of_another_package_is_run_only_when_asked_for(
+    corpus: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, valid = tmp_path / "model", str(corpus / "valid.jsonl")
+    shutil.copytree(pretrained / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    config["speechssl"]["objective"]["name"] = "speechssl.objectives.wav2vec2:Wav2Vec2"
+    (model / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", str(model), valid]) == 1
+    assert "--plugins" in capsys.readouterr().err
+    assert main(["evaluate", str(model), valid, "--plugins"]) == 0
+    assert main(["extract", str(model), valid, str(tmp_path / "out"), "--plugins"]) == 0
+    words = ["--train", str(corpus / "train.jsonl"), "--test", valid, "--baseline", "none"]
+    assert main(["probe", str(model), *words, "--plugins"]) == 0
+    assert main(["predict", str(model), valid, "--plugins"]) == 2  # it names neither
+
+
+def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == "cuda:3"
 
 
 def test_predict_needs_a_head(corpus: Path, pretrained: Path):

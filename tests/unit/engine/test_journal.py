@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_signal_raises_a_flag_and_handlers_come_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop
         assert stop.name == "SIGTERM"
-        assert list(stop.until_heard([1, 2])) == []
+        assert list(stop.until_heard([1, 2])) == [1]  # ZeRO-3 needs one batch on every rank
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -91,6 +92,28 @@ def test_srun_needs_a_meeting_point(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(ConfigError, match="MASTER_ADDR"):
+        dist.setup()
+
+
+def test_srun_tasks_that_see_one_gpu_each_take_number_0(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "5"}
+    for name, value in (slurm | {"MASTER_ADDR": "here", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    dist._from_slurm()
+    assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["5", "8", "0"]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 2 of this machine.*2 can be seen"):
         dist.setup()
 
 

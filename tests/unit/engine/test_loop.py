@@ -1,5 +1,7 @@
 """The loop in this process: validations cut short, equal scores, errors kept."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -9,7 +11,8 @@ import torch
 
 from speechssl.engine.base import InterruptedAndSaved
 from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
-from speechssl.engine.loop import _better, train
+from speechssl.engine.loop import _better, _sole_owner, train
+from speechssl.errors import ConfigError
 from tests.distributed import toy
 
 
@@ -103,3 +106,20 @@ def test_equal_scores_are_decided_by_the_next():
     assert not _better([0.5, float("nan")], [0.5, 0.2], less)
     assert not _better([float("nan"), 0.1], None, less)
     assert not _better([0.5, 0.1], [0.5], less)  # a checkpoint without ties
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    second = _sole_owner(tmp_path)
+    with _sole_owner(tmp_path), pytest.raises(ConfigError, match="in use by another run"):
+        second.__enter__()
+    with _sole_owner(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with _sole_owner(tmp_path / "run"):
+        assert "cannot be locked" in caplog.text

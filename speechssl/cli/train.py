@@ -137,6 +137,12 @@ def summary(
         f"model      {config.objective.name} on {config.backbone.preset} {origin}, "
         f"{count / 1e6:.2f} M parameters, {learning / 1e6:.2f} M of them learn",
     ]
+    fixed = sum(p.numel() for p in objective.backbone.parameters() if not p.requires_grad)
+    if fixed and not config.init.from_:
+        lines.append(
+            f"  warning  {fixed / 1e6:.2f} M parameters of the backbone stay random: they are "
+            "frozen and there is no init.from; right for a baseline only"
+        )
     if objective.classes:
         shown = " ".join(objective.classes[:40]) + (" ..." if len(objective.classes) > 40 else "")
         lines.append(f"classes    {len(objective.classes)}: {shown}")

@@ -104,9 +104,14 @@ class CheckpointStore:
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
                 _sync(folder / MANIFEST)
                 _sync(folder)
-                shutil.rmtree(final, ignore_errors=True)  # a damaged one that load passed over
+                # One that load passed over as damaged, or whose validation was still due. Gone only
+                # when its successor is there: it may be the last good one.
+                before = self.root / f"{_TEMPORARY}{name}.before"
+                if final.exists():
+                    os.rename(final, before)
                 os.rename(folder, final)
                 _sync(self.root)
+                shutil.rmtree(before, ignore_errors=True)
                 with replacing(self.root / "latest") as latest:
                     latest.write_text(f"{name}\n", encoding="utf-8")
                     _sync(latest)

@@ -119,6 +119,20 @@ def test_code_of_another_package_is_run_only_when_asked_for(
     assert main(["predict", str(model), valid, "--plugins"]) == 2  # it names neither
 
 
+def test_freezing_what_nobody_trained_is_told(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = (corpus / "tiny.yaml").read_text().splitlines(keepends=True)
+    settings = tmp_path / "ctc.yaml"
+    settings.write_text("".join(line for line in lines if not line.startswith("objective")))
+    words = ["--config", settings, "--data.train", corpus / "train.jsonl"]
+    words += ["--objective.name", "ctc", "--objective.channel_mask.prob", "0"]
+    for number, (freeze, told) in enumerate((("true", True), ("false", False))):
+        out = ["--objective.freeze_features", freeze, "--run.out", tmp_path / f"run{number}"]
+        assert main(["train", *map(str, words + out)]) == 0
+        assert ("stay random" in capsys.readouterr().out) == told
+
+
 def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
     import torch
 

@@ -47,6 +47,13 @@ def test_round_trip(tmp_path):
     assert (tmp_path / "ckpt" / "latest").read_text().strip() == "step_00000005"
 
 
+def test_a_step_can_be_saved_again(tmp_path):
+    store = store_at(tmp_path)
+    assert save(store, 5) == save(store, 5)
+    assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["latest", "step_00000005"]
+    assert load(store_at(tmp_path))[1] == ["step_00000005"]
+
+
 def test_rotation_keeps_newest_and_best(tmp_path):
     store = store_at(tmp_path)
     for step in range(1, 6):

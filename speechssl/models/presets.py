@@ -21,7 +21,7 @@ class BackboneConfig:
     preset: str = "tiny"
     rate_hz: int = 16000
     normalize: bool = True  # waveform to zero mean and unit variance over its valid samples
-    conv_dims: tuple[int, ...] = (128, 128, 256, 256, 256, 256, 256)
+    conv_dims: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 256)
     conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = True
@@ -132,7 +132,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "wav2vec-tiny": {
         "normalize": True,
-        "conv_dims": (128, 128, 256, 256, 256),
+        "conv_dims": (64, 64, 128, 128, 256),
         "conv_kernels": (10, 8, 4, 4, 4),
         "conv_strides": (5, 4, 2, 2, 2),
         "conv_bias": False,

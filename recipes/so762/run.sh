@@ -53,7 +53,7 @@ recognisers() {
   local size
   for size in $(label_sizes); do
     asr ctc ssl "$size" --init.from "$out/pretrain/model"
-    asr ctc scratch "$size" --backbone.preset tiny --objective.freeze_features false
+    asr ctc scratch "$size" --backbone.preset tiny
     asr ctc_frozen frozen_ssl "$size" --init.from "$out/pretrain/model"
     asr ctc_frozen frozen_random "$size" --backbone.preset tiny
     asr ctc_frozen frozen_logmel "$size" --backbone.preset logmel --backbone.conv_norm group

@@ -75,11 +75,6 @@ class Batch:
     speakers: Tensor | None = None  # (B,) int64 class index
     skipped: tuple[tuple[str, str, str], ...] = ()  # (kind, where, message) of unusable audio
 
-    @property
-    def is_filler(self) -> bool:
-        """True where the batch only keeps ranks in step: run it, but let it weigh nothing."""
-        return not self.ids
-
     def __len__(self) -> int:
         return len(self.ids)
 

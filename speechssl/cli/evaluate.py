@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechssl.cli.inputs import add_plugins
+from speechssl.cli.inputs import add_model_options
 from speechssl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="compare as written (raw), without case (upper), or also without punctuation (plain)",
     )
     p.add_argument("--trials", help="speaker trial list; default: pairs drawn from the manifest")
-    p.add_argument(
-        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
-    )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add_plugins(p)
+    add_model_options(p)
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return p
 

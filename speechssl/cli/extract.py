@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from speechssl.cli.inputs import add_plugins
+from speechssl.cli.inputs import add_model_options
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,13 +29,9 @@ def parser() -> argparse.ArgumentParser:
         default="-1",
         help="0 to L (L = final output), negative from the end, all, or mean (%(default)s)",
     )
-    p.add_argument(
-        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
-    )
     p.add_argument("--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add_plugins(p)
+    add_model_options(p)
     return p
 
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def add_plugins(parser: argparse.ArgumentParser) -> None:
-    """The option that lets a model's own objective be imported."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every verb that runs a model: batch size, device, foreign objectives."""
+    parser.add_argument(
+        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument(
         "--plugins",
         action="store_true",

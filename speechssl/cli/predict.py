@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from speechssl.cli.inputs import add_plugins
+from speechssl.cli.inputs import add_model_options
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("audio", nargs="+", help="audio files, folders or manifests (.jsonl)")
     p.add_argument("--format", choices=("text", "json", "ctm"), default="text")
     p.add_argument("--beam", type=int, default=1, help="1 = best path (%(default)s)")
-    p.add_argument("--batch-sec", type=float, default=60.0, help="padded audio per batch")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add_plugins(p)
+    add_model_options(p)
     return p
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechssl.cli.inputs import add_plugins
+from speechssl.cli.inputs import add_model_options
 from speechssl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,11 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pool", choices=("mean", "mean_std"), default="mean_std", help="(%(default)s)")
     p.add_argument("--seed", type=int, default=1, help="of random weights and inner splits")
     p.add_argument("--out", help="results as .json")
-    p.add_argument(
-        "--batch-sec", type=float, default=60.0, help="padded audio per batch (%(default)s)"
-    )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add_plugins(p)
+    add_model_options(p)
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return p
 

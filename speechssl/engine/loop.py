@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from speechssl.engine import dist
-from speechssl.engine.base import InterruptedAndSaved, StepStats
+from speechssl.engine.base import Engine, InterruptedAndSaved, StepStats
 from speechssl.engine.checkpoint import CheckpointStore, Saved
 from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
 from speechssl.engine.failures import kept_tracebacks
 from speechssl.engine.journal import Journal
 from speechssl.engine.metrics import Metrics
 from speechssl.engine.signals import StopSignal
-from speechssl.engine.update import UpdateEngine
 from speechssl.errors import ConfigError
 from speechssl.types import Batch, Progress
 
@@ -148,7 +147,7 @@ def build_engine(
     device: Any,
     progress: Progress,
     out: Path | None = None,
-) -> UpdateEngine:
+) -> Engine:
     """The engine that `cfg.kind` names; DeepSpeed is imported only when it is chosen."""
     if cfg.kind == "plain":
         from speechssl.engine.plain import PlainEngine
@@ -222,7 +221,7 @@ def _better(
     return best is None or order(scores)[: len(best)] > order(best)
 
 
-def _export(runner: UpdateEngine, export: Export, folder: Path) -> None:
+def _export(runner: Engine, export: Export, folder: Path) -> None:
     weights = runner.full_state_dict()
     if dist.is_main():
         export(folder, weights)

@@ -41,11 +41,13 @@ pretrain() {
     --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
 }
 
-# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels.
+# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels; an hour takes longer.
 asr() {
-  local config=$1 name=$2 size=$3
+  local config=$1 name=$2 size=$3 budget=()
   shift 3
+  if [[ $size == 1h ]]; then budget=(--optim.steps 2000 --optim.hold_steps 800); fi
   train --config "$recipe/conf/$config.yaml" --run.out "$out/asr/${name}_$size" "$@" \
+    ${budget[@]+"${budget[@]}"} \
     --data.train "$manifests/asr_train_$size.jsonl" --data.valid "$manifests/asr_dev.jsonl"
 }
 

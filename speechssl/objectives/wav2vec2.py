@@ -42,6 +42,7 @@ class Wav2Vec2(Objective):
         groups: int = 2
         codes: int = 320
         code_dim: int = 256
+        code_init_std: float = 1.0  # of the weights that choose codes; see GumbelQuantizer
         temperature_start: float = 2.0
         temperature_end: float = 0.5
         temperature_decay: float = 0.999995  # per update
@@ -53,6 +54,8 @@ class Wav2Vec2(Objective):
                 raise ConfigError(
                     f"objective.code_dim {self.code_dim} must be a multiple of groups {self.groups}"
                 )
+            if self.code_init_std <= 0:
+                raise ConfigError(f"objective.code_init_std {self.code_init_std} must be above 0")
 
     needs: ClassVar = frozenset({"mask", "negatives"})
     best_metric: ClassVar = (("contrastive", False),)
@@ -65,7 +68,9 @@ class Wav2Vec2(Objective):
                 f"'{backbone.cfg.context}', expected 'transformer'"
             )
         channels = backbone.cfg.conv_dims[-1]
-        self.quantizer = GumbelQuantizer(channels, cfg.groups, cfg.codes, cfg.code_dim)
+        self.quantizer = GumbelQuantizer(
+            channels, cfg.groups, cfg.codes, cfg.code_dim, init_std=cfg.code_init_std
+        )
         self.project_q = nn.Linear(cfg.code_dim, cfg.final_dim)
         self.project_hid = nn.Linear(backbone.dim, cfg.final_dim)
         self.temperature = cfg.temperature_start

@@ -21,15 +21,20 @@ class Quantized(NamedTuple):
 class GumbelQuantizer(nn.Module):
     """Product quantiser with straight-through Gumbel softmax (arXiv 2006.11477, section 2, eq. 1).
 
-    Runs in fp32: logits have a standard deviation near sqrt(C), too wide for half precision.
+    Runs in fp32: at the published `init_std` 1 the logits of layer-normed input have a standard
+    deviation near sqrt(C), too wide for half precision. That is a saturated softmax: the Gumbel
+    noise (1.28) rarely changes a choice and the diversity term has next to no gradient, so few
+    updates collapse it. An `init_std` near 2 / sqrt(C) lets all codes be tried from the start.
     """
 
-    def __init__(self, channels: int, groups: int, codes: int, dim: int) -> None:
+    def __init__(
+        self, channels: int, groups: int, codes: int, dim: int, init_std: float = 1.0
+    ) -> None:
         super().__init__()
         self.groups, self.codes = groups, codes
         self.codevectors = nn.Parameter(torch.rand(1, groups * codes, dim // groups))
         self.weight_proj = nn.Linear(channels, groups * codes)
-        nn.init.normal_(self.weight_proj.weight, mean=0.0, std=1.0)
+        nn.init.normal_(self.weight_proj.weight, mean=0.0, std=init_std)
         nn.init.zeros_(self.weight_proj.bias)
 
     def forward(

@@ -174,6 +174,11 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
         raise ConfigError(
             "engine.precision is 'fp16', but there is no GPU here; use 'fp32' or 'bf16' on a CPU"
         )
+    if data.augment.gain_prob and config.backbone.normalize:
+        raise ConfigError(
+            f"data.augment.gain_prob is {data.augment.gain_prob:g}, but backbone.normalize brings "
+            "every utterance to the same loudness; set gain_prob to 0 (or normalize to false)"
+        )
     objective = config.objective.cfg
     if getattr(objective, "freeze_steps", 0) and config.optim.weight_decay:
         raise ConfigError(

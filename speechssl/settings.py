@@ -156,6 +156,7 @@ def reject_unknown(settings: Mapping[str, Setting], known: Iterable[str]) -> Non
 def typed(key: str, hint: Any, setting: Setting) -> Any:
     """The value as its field's type: a tuple for a YAML list or a single item, a float for `5e-4`.
 
+    Numbers of a tuple are typed in as `5,20` or `[5, 20]`.
     Raises ConfigError naming the place, the value and the type.
     """
     from jsonargparse import ArgumentError, ArgumentParser
@@ -170,7 +171,11 @@ def typed(key: str, hint: Any, setting: Setting) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     raw = setting.value
     inner = typing.get_args(hint)
-    many = typing.get_origin(hint) is tuple and len(inner) == 2 and inner[1] is Ellipsis
+    listed = typing.get_origin(hint) is tuple
+    numbers = listed and set(inner) <= {int, float, Ellipsis}
+    if setting.typed_in and numbers and "," in (text := str(raw)) and text[0] != "[":
+        raw = f"[{text}]"
+    many = listed and len(inner) == 2 and inner[1] is Ellipsis
     one_for_many = many and not (
         isinstance(raw, list | tuple) or (setting.typed_in and str(raw).startswith("["))
     )

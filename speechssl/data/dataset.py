@@ -1,4 +1,4 @@
-"""Utterances to waveforms: span, crop, rate, length. Runs in loader workers."""
+"""Utterances to waveforms: span, speed, crop, rate, length. Runs in loader workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechssl.audio.io import is_silent, read
+from speechssl.data.augment import Augmenter
 from speechssl.errors import AudioError
 from speechssl.geometry import FrameGeometry
 from speechssl.rng import generator
@@ -26,7 +27,8 @@ class SpeechDataset:
     """Reads utterances, cropped to at most `max_samples` (None = whole).
 
     A crop starts at a multiple of the hop, so that frame labels shift by whole frames; where it
-    starts is a function of (seed, epoch, utterance id).
+    starts is a function of (seed, epoch, utterance id), as is all that `augment` changes.
+    `least_frames` says how many each needs for its transcript, which goes with the whole utterance.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class SpeechDataset:
         seed: int,
         channel: str = "mix",
         reject_silence: bool = False,
+        augment: Augmenter | None = None,
+        least_frames: Sequence[int] | None = None,
     ) -> None:
         self.utterances = utterances
         self.geometry = geometry
@@ -45,13 +49,18 @@ class SpeechDataset:
         self.seed = seed
         self.reject_silence = reject_silence
         self.channel = 0 if channel == "first" else "mix"
+        self.augment = augment
+        self.least_frames = least_frames
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def lengths(self) -> np.ndarray:
-        """(N,) samples of each utterance after cropping, known without opening a file."""
-        whole = np.array([u.samples_at(self.geometry.rate_hz) for u in self.utterances], np.int64)
+    def lengths(self, epoch: int | None = None) -> np.ndarray:
+        """(N,) samples of each utterance after cropping, known without opening a file.
+
+        Those of `epoch`, whose speeds are drawn; without one, those at the natural speed.
+        """
+        whole = np.array([self._heard(i, epoch)[1] for i in range(len(self))], np.int64)
         return whole if self.max_samples is None else np.minimum(whole, self.max_samples)
 
     def read(self, index: int, epoch: int) -> Example:
@@ -61,8 +70,7 @@ class SpeechDataset:
         (if `reject_silence`).
         """
         utterance = self.utterances[index]
-        rate = self.geometry.rate_hz
-        whole = utterance.samples_at(rate)
+        rate, whole = self._heard(index, epoch)
         wanted = whole if self.max_samples is None else min(whole, self.max_samples)
         first = 0
         if wanted < whole:
@@ -88,4 +96,25 @@ class SpeechDataset:
         # Resampling may round a sample up or down; the planned length is the one that counts.
         if len(wave) < wanted:
             wave = np.pad(wave, (0, wanted - len(wave)))
-        return Example(utterance, wave[:wanted])
+        wave = wave[:wanted]
+        if self.augment is not None:
+            wave = self.augment(wave, generator(self.seed, epoch, utterance.id, "augment"))
+        return Example(utterance, wave)
+
+    def _heard(self, index: int, epoch: int | None) -> tuple[int, int]:
+        """The rate to read an utterance at, and its whole length then: speed is a matter of rate.
+
+        The speed is natural where another would leave less than a frame, or less than the
+        transcript needs, or more than may be kept of an utterance that cannot be cropped.
+        """
+        utterance, natural = self.utterances[index], self.geometry.rate_hz
+        rate = natural
+        if self.augment is not None and epoch is not None:
+            rate = self.augment.reading_rate_hz(self.seed, epoch, utterance.id)
+        whole = utterance.samples_at(rate)
+        if rate != natural:
+            least = 1 if self.least_frames is None else self.least_frames[index]
+            limit = None if self.least_frames is None else self.max_samples
+            if self.geometry.frames(whole) < least or (limit is not None and whole > limit):
+                return natural, utterance.samples_at(natural)
+        return rate, whole

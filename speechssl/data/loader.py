@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from speechssl.data.augment import Augmenter
 from speechssl.data.collate import Collator, PlanFn
 from speechssl.data.config import DataConfig
 from speechssl.data.dataset import SpeechDataset
 from speechssl.data.planner import Planner, split
 from speechssl.data.skips import Skips
 from speechssl.data.tokens import Characters
-from speechssl.errors import AudioError, DataError
+from speechssl.errors import AudioError, ConfigError, DataError
 from speechssl.geometry import FrameGeometry
 from speechssl.types import Batch, Utterance
 
@@ -131,10 +132,15 @@ def _text_problem(
         if cfg.unknown_text == "error":
             raise DataError(f"utterance '{u.id}': {error}") from error
         return "unknown_characters", f"'{u.id}': {error}"
-    needed = len(ids) + sum(a == b for a, b in pairwise(ids))
+    needed = _ctc_frames(ids)
     if needed > frames:
         return "too_long_for_ctc", f"transcript needs {needed} frames, the audio gives {frames}"
     return None
+
+
+def _ctc_frames(ids: Sequence[int]) -> int:
+    """The fewest frames that CTC can align: one a token, and a blank between equal ones."""
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 class TrainData:
@@ -168,6 +174,13 @@ class TrainData:
                 f"no usable utterance among {len(utterances)}: " + "; ".join(self.skips.lines())
             )
         rate = geometry.rate_hz
+        changing = cfg.augment.speed_prob > 0
+        if changing and (labelled := [u.id for u in kept if u.labels is not None]):
+            raise ConfigError(
+                f"data.augment.speed_prob is {cfg.augment.speed_prob:g}, but {len(labelled)} "
+                f"utterances have labels for every frame (first '{labelled[0]}'), which another "
+                "speed would shift; set it to 0, or drop 'labels' from the manifest"
+            )
         self.dataset = SpeechDataset(
             kept,
             geometry,
@@ -175,6 +188,10 @@ class TrainData:
             seed=cfg.seed,
             channel=cfg.channel,
             reject_silence=True,
+            augment=Augmenter(cfg.augment, rate) if cfg.augment.on else None,
+            least_frames=[_ctc_frames(tokenizer.encode(u.text or "")) for u in kept]
+            if changing and tokenizer is not None
+            else None,
         )
         self.collate = Collator(
             geometry,
@@ -190,6 +207,7 @@ class TrainData:
             int(cfg.batch_sec * rate),
             bucket_updates=cfg.bucket_updates,
             seed=cfg.seed,
+            in_epoch=self.dataset.lengths if changing else None,
         )
         self.rank, self.world = rank, world
         self._unreadable: set[str] = set()  # ids; each counts once, not once an epoch

@@ -8,6 +8,7 @@ at step k costs one sort and replays nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +20,8 @@ class Planner:
 
     An update holds about `update` samples; a pool of `bucket_updates` updates is sorted by length
     so that an update's utterances are about equally long, then the pool's updates are shuffled.
+    Where lengths change from epoch to epoch, `in_epoch(epoch)` gives them; `lengths` still decides
+    how many updates there are.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Planner:
         *,
         bucket_updates: int = 16,
         seed: int = 1,
+        in_epoch: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         if len(lengths) == 0 or int(lengths.min()) <= 0:
             raise ValueError("planner: expected at least one utterance and positive lengths")
@@ -42,7 +46,8 @@ class Planner:
         self.bucket_updates = bucket_updates
         self.seed = seed
         self.updates_per_epoch = min(max(1, int(self.lengths.sum() // update)), len(lengths))
-        self._epoch: tuple[int, list[np.ndarray]] | None = None
+        self._in_epoch = in_epoch
+        self._epoch: tuple[int, np.ndarray, list[np.ndarray]] | None = None
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, index within it) of update `step`, counted from 0."""
@@ -50,50 +55,58 @@ class Planner:
 
     def update(self, step: int) -> np.ndarray:
         """Indices of the utterances of update `step`, longest first."""
-        epoch, index = self.locate(step)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._plan_epoch(epoch))
-        return self._epoch[1][index]
+        return self._plan(step)[1]
 
     def micro_batches(self, step: int, world: int) -> list[list[np.ndarray]]:
         """Update `step` divided: [rank][micro-batch] -> indices; empty arrays keep ranks equal."""
-        return split(self.update(step), self.lengths, self.batch, world)
+        lengths, order = self._plan(step)
+        return split(order, lengths, self.batch, world)
 
     def padding_share(self, steps: int = 50) -> float:
         """Share of padding in the micro-batches of the first updates, one rank."""
         real = padded = 0
         for step in range(min(steps, self.updates_per_epoch)):
-            for part in self.micro_batches(step, 1)[0]:
-                real += int(self.lengths[part].sum())
-                padded += int(self.lengths[part].max()) * len(part)
+            lengths, order = self._plan(step)
+            for part in split(order, lengths, self.batch, 1)[0]:
+                real += int(lengths[part].sum())
+                padded += int(lengths[part].max()) * len(part)
         return 1 - real / padded
 
-    def _plan_epoch(self, epoch: int) -> list[np.ndarray]:
+    def _plan(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths of all utterances in the epoch of update `step`, and the indices in it."""
+        epoch, index = self.locate(step)
+        if self._epoch is None or self._epoch[0] != epoch:
+            lengths = self.lengths if self._in_epoch is None else self._in_epoch(epoch)
+            self._epoch = (epoch, lengths, self._plan_epoch(epoch, lengths))
+        return self._epoch[1], self._epoch[2][index]
+
+    def _plan_epoch(self, epoch: int, lengths: np.ndarray) -> list[np.ndarray]:
         rng = generator(self.seed, epoch, "order")
-        order = rng.permutation(len(self.lengths))
+        order = rng.permutation(len(lengths))
         pools = math.ceil(self.updates_per_epoch / self.bucket_updates)
         sizes = [len(part) for part in np.array_split(np.arange(self.updates_per_epoch), pools)]
         updates: list[np.ndarray] = []
-        for pool, size in zip(self._cut(order, sizes), sizes, strict=True):
+        for pool, size in zip(_cut(order, lengths, sizes), sizes, strict=True):
             if self.bucket_updates > 1:
-                pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
-            parts = self._cut(pool, [1] * size)
+                pool = pool[np.argsort(-lengths[pool], kind="stable")]
+            parts = _cut(pool, lengths, [1] * size)
             updates.extend(parts[i] for i in rng.permutation(size))
-        return [part[np.argsort(-self.lengths[part], kind="stable")] for part in updates]
+        return [part[np.argsort(-lengths[part], kind="stable")] for part in updates]
 
-    def _cut(self, order: np.ndarray, shares: list[int]) -> list[np.ndarray]:
-        """Cut `order` into consecutive parts whose total lengths are as `shares`, none empty."""
-        ends = self.lengths[order].cumsum()
-        middles = ends - self.lengths[order] / 2
-        bounds = np.cumsum(shares)[:-1] / sum(shares)
-        cuts = np.searchsorted(middles, bounds * ends[-1])
-        # A part holds at least as many utterances as updates will be cut from it.
-        low = np.cumsum(shares)[:-1]
-        high = len(order) - (sum(shares) - low)
-        cuts = np.clip(np.maximum.accumulate(cuts), low, high)
-        for i in range(1, len(cuts)):
-            cuts[i] = max(cuts[i], cuts[i - 1] + shares[i])
-        return np.split(order, np.minimum(cuts, high))
+
+def _cut(order: np.ndarray, lengths: np.ndarray, shares: list[int]) -> list[np.ndarray]:
+    """Cut `order` into consecutive parts whose total lengths are as `shares`, none empty."""
+    ends = lengths[order].cumsum()
+    middles = ends - lengths[order] / 2
+    bounds = np.cumsum(shares)[:-1] / sum(shares)
+    cuts = np.searchsorted(middles, bounds * ends[-1])
+    # A part holds at least as many utterances as updates will be cut from it.
+    low = np.cumsum(shares)[:-1]
+    high = len(order) - (sum(shares) - low)
+    cuts = np.clip(np.maximum.accumulate(cuts), low, high)
+    for i in range(1, len(cuts)):
+        cuts[i] = max(cuts[i], cuts[i - 1] + shares[i])
+    return np.split(order, np.minimum(cuts, high))
 
 
 def split(order: np.ndarray, lengths: np.ndarray, batch: int, world: int) -> list[list[np.ndarray]]:

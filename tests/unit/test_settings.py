@@ -122,6 +122,13 @@ def test_command_line_text_is_read_by_type():
     assert (part.dims, part.on, part.name, part.lr) == ((3, 4), False, "7", -1.0)
 
 
+def test_numbers_of_a_list_need_no_brackets_on_the_command_line():
+    part = build(Part, "part", typed(0, COMMAND_LINE, dims="3,4,5", betas="0.5,1"))
+    assert (part.dims, part.betas) == ((3, 4, 5), (0.5, 1.0))
+    with pytest.raises(ConfigError, match=r"betas: got '0.5,1,2' \(str\), expected a list of 2"):
+        build(Part, "part", typed(0, COMMAND_LINE, betas="0.5,1,2"))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -37,7 +37,6 @@ class OptimConfig:
     """AdamW and its learning rate; defaults follow wav2vec 2.0 pre-training (arXiv 2006.11477)."""
 
     lr: float = 5e-4  # peak
-    feature_lr_scale: float = 1.0  # of the convolutional encoder; Adam undoes feature_grad_mult
     steps: int = 400_000  # optimizer updates of the whole run
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
@@ -56,7 +55,6 @@ class OptimConfig:
                 raise ConfigError(f"optim.{key}: got {getattr(self, key)}, expected {expected}")
 
         need(self.lr > 0, "lr", "above 0")
-        need(self.feature_lr_scale > 0, "feature_lr_scale", "above 0")
         need(self.steps >= 1, "steps", "1 or more updates")
         need(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
         need(self.eps > 0, "eps", "above 0")

@@ -197,7 +197,7 @@ class DeepSpeedEngine(UpdateEngine):
 
     def _apply(self, lr: float) -> float:
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = lr
         if self.cfg.zero_stage == 0:
             return self._apply_unsharded()
         self.engine.step()

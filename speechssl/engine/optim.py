@@ -10,30 +10,22 @@ from torch import Tensor, nn
 from speechssl.engine.config import OptimConfig
 from speechssl.errors import ConfigError
 
-_FEATURES = "backbone.feature_extractor."
-
 
 def parameter_groups(module: nn.Module, cfg: OptimConfig) -> list[dict]:
-    """Trainable parameters by weight decay and learning rate; frozen ones are left out.
+    """Trainable parameters, decayed ones first; frozen ones are left out.
 
     With `decay_all` off, vectors and scalars (biases, norm gains, embeddings of one row) are not
-    decayed. The order is that of `named_parameters`, equal on all ranks. `lr_scale` of a group
-    multiplies the learning rate of the step.
+    decayed. The order is that of `named_parameters`, equal on all ranks.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in module.named_parameters():
+    groups: dict[bool, list[nn.Parameter]] = {}
+    for p in module.parameters():
         if p.requires_grad:
-            scaled = cfg.feature_lr_scale != 1.0 and name.startswith(_FEATURES)
-            groups.setdefault((cfg.decay_all or p.ndim > 1, scaled), []).append(p)
+            groups.setdefault(cfg.decay_all or p.ndim > 1, []).append(p)
     if not groups:
         raise ConfigError("nothing to train: every parameter of the objective is frozen")
     return [
-        {
-            "params": params,
-            "weight_decay": cfg.weight_decay if decayed else 0.0,
-            "lr_scale": cfg.feature_lr_scale if scaled else 1.0,
-        }
-        for (decayed, scaled), params in sorted(groups.items(), reverse=True)
+        {"params": groups[decayed], "weight_decay": cfg.weight_decay if decayed else 0.0}
+        for decayed in sorted(groups, reverse=True)
     ]
 
 

@@ -55,7 +55,7 @@ class PlainEngine(UpdateEngine):
             if factor != 1.0:
                 torch._foreach_mul_(gradients, factor)
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
+                group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -167,35 +167,3 @@ def test_a_batch_without_what_the_objective_needs_is_named(monkeypatch):
     monkeypatch.setattr(type(engine.objective), "needs", frozenset({"mask", "tokens"}))
     with pytest.raises(ConfigError, match="Toy needs batches with 'tokens'"):
         engine.step(toy.ToyData().update(0))
-
-
-class Featured(torch.nn.Module):
-    """Two weights, one of them in the place of a convolutional encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = torch.nn.Module()
-        self.backbone.feature_extractor = torch.nn.Linear(2, 1, bias=False)
-        self.head = torch.nn.Linear(2, 1, bias=False)
-
-
-def test_the_encoder_has_a_learning_rate_of_its_own():
-    module = Featured()
-    slow = parameter_groups(module, OptimConfig(feature_lr_scale=0.1))
-    scale = {id(p): group["lr_scale"] for group in slow for p in group["params"]}
-    assert scale[id(module.backbone.feature_extractor.weight)] == 0.1
-    assert scale[id(module.head.weight)] == 1.0
-    (together,) = parameter_groups(module, OptimConfig())
-    assert len(together["params"]) == 2
-
-
-def test_a_slow_encoder_moves_in_proportion():
-    moved = {}
-    for scale in (1.0, 0.1):
-        engine = engine_for(feature_lr_scale=scale, weight_decay=0.0)
-        engine.optimizer.param_groups[0]["lr_scale"] = scale
-        before = [p.detach().clone() for p in engine.params]
-        engine.step(toy.ToyData().update(0))
-        steps = [(p - b).abs().max() for p, b in zip(engine.params, before, strict=True)]
-        moved[scale] = max(float(step.detach()) for step in steps)
-    assert moved[0.1] == pytest.approx(0.1 * moved[1.0], rel=1e-3)

@@ -3,7 +3,8 @@
 # Does pre-training help? Word error rate with 10 minutes and 1 hour of labels, beside the same
 # network from scratch; frozen representations beside log-mel and random weights; speakers too.
 #   0 manifests     1 pre-train      2 speech recognition (fine-tuned and frozen)
-#   3 frozen speaker identification  4 evaluate on dev and test   5 RESULTS.md and curves
+#   3 speaker identification (frozen and fine-tuned)   4 evaluate on dev and test
+#   5 RESULTS.md and curves
 # --data is the folder that holds so762_full/ or so762/ (manifest.jsonl and audio).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -62,18 +63,20 @@ recognisers() {
   done
 }
 
-# speaker NAME OPTION...: one speaker classifier on frozen features.
+# speaker CONFIG NAME OPTION...: one speaker classifier.
 speaker() {
-  local name=$1
-  shift
-  train --config $recipe/conf/speaker.yaml --run.out "$out/speaker/$name" "$@" \
+  local config=$1 name=$2
+  shift 2
+  train --config "$recipe/conf/$config.yaml" --run.out "$out/speaker/$name" "$@" \
     --data.train "$manifests/spk_train.jsonl" --data.valid "$manifests/spk_dev.jsonl"
 }
 
 speakers() {
-  speaker ssl --init.from "$out/pretrain/model"
-  speaker random --backbone.preset tiny
-  speaker logmel --backbone.preset logmel
+  speaker speaker ssl --init.from "$out/pretrain/model"
+  speaker speaker random --backbone.preset tiny
+  speaker speaker logmel --backbone.preset logmel
+  speaker speaker_finetune finetuned_ssl --init.from "$out/pretrain/model"
+  speaker speaker_finetune finetuned_scratch --backbone.preset tiny
 }
 
 evaluate() {
@@ -129,16 +132,18 @@ results_table() {
     asr_row "random weights, frozen" frozen_random "$size"
     asr_row "log-mel, same head" frozen_logmel "$size"
   done
-  printf '\n## Frozen speaker identification, closed set (accuracy, percent)\n\n'
-  printf '| features | dev | test |\n| --- | --- | --- |\n'
-  speaker_row "pre-trained" ssl
-  speaker_row "random weights" random
-  speaker_row "log-mel" logmel
+  printf '\n## Speaker identification, closed set (accuracy, percent)\n\n'
+  printf '| start | dev | test |\n| --- | --- | --- |\n'
+  speaker_row "pre-trained, frozen" ssl
+  speaker_row "random weights, frozen" random
+  speaker_row "log-mel, same head" logmel
+  speaker_row "pre-trained, fine-tuned" finetuned_ssl
+  speaker_row "from scratch, same budget" finetuned_scratch
 }
 
 run_stage 0 "manifests" manifest_stage
 run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
 run_stage 2 "speech recognition" recognisers ctc ctc_frozen
-run_stage 3 "frozen speaker identification" speakers speaker
+run_stage 3 "speaker identification" speakers speaker speaker_finetune
 run_stage 4 "evaluate" evaluate
 run_stage 5 "results" results

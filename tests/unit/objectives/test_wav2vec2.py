@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise
 from speechssl.models.presets import preset
@@ -187,6 +188,24 @@ def test_noise_is_gumbel_and_belongs_to_the_utterance() -> None:
     torch.testing.assert_close(gumbel_noise([6], [10], (2, 6), like), noise[3000:])
     assert float(noise.mean()) == pytest.approx(np.euler_gamma, abs=0.03)
     assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), abs=0.03)
+
+
+def test_small_initial_weights_leave_the_choice_of_codes_open() -> None:
+    """At the published std of 1 the softmax is saturated: noise rarely moves a choice."""
+    x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
+    moved, steepness = {}, {}
+    for std in (1.0, 0.15):
+        torch.manual_seed(2)
+        quantizer = GumbelQuantizer(256, 2, 320, 8, init_std=std)
+        assert float(quantizer.weight_proj.weight.detach().std()) == pytest.approx(std, rel=0.02)
+        noise = gumbel_noise([3], [500], (2, 320), x)
+        q = quantizer(x, 2.0, noise)
+        moved[std] = float((q.codes != quantizer(x).codes).float().mean())
+        steepness[std] = float((q.probs * (1 - q.probs)).sum(-1).detach().mean())  # of the softmax
+    assert moved[1.0] < 0.3 < 0.7 < moved[0.15]
+    assert steepness[0.15] > 2 * steepness[1.0]
+    with pytest.raises(ConfigError, match="code_init_std 0.0 must be above 0"):
+        Wav2Vec2.Config(code_init_std=0.0)
 
 
 def test_negatives_are_other_masked_frames_of_the_row() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speechssl.downstream.decode import BLANK, Hypothesis, decode, greedy, spell
 from speechssl.downstream.freeze import backbone_frames, freeze, freeze_features
-from speechssl.downstream.readout import weighted_sum
+from speechssl.downstream.readout import StateNorm, weighted_sum
 from speechssl.errors import ConfigError, DataError
 from speechssl.models.backbone import Backbone
 from speechssl.objectives.base import Objective
@@ -40,6 +40,7 @@ class CTC(Objective):
         freeze_features: the convolutional encoder never learns.
         freeze_steps: updates in which the head alone learns; masks and dropout stay on.
         layers: read the last layer, or a learnt weighted sum of all.
+        norm: what brings the states of a weighted sum to one scale (see `readout.StateNorm`).
         mask, channel_mask: hidden spans of frames and of channels, in training only; prob 0 = none.
         """
 
@@ -47,6 +48,7 @@ class CTC(Objective):
         freeze_features: bool = True
         freeze_steps: int = 0
         layers: Literal["last", "weighted"] = "last"
+        norm: StateNorm = "none"
         mask: SpanMask = field(default_factory=SpanMask)
         channel_mask: ChannelMask = field(default_factory=ChannelMask)
         final_dropout: float = 0.0
@@ -61,6 +63,11 @@ class CTC(Objective):
                 raise ConfigError(
                     f"objective: frozen already keeps the backbone fixed, but freeze_steps is "
                     f"{self.freeze_steps}; set one of the two"
+                )
+            if self.norm != "none" and self.layers == "last":
+                raise ConfigError(
+                    f"objective: norm '{self.norm}' is for the weighted sum, but layers is 'last'; "
+                    "set layers to 'weighted' or norm to 'none'"
                 )
             for key, default in (("mask", SpanMask()), ("channel_mask", ChannelMask())):
                 given = getattr(self, key)
@@ -137,7 +144,9 @@ class CTC(Objective):
             context_learns=not self.cfg.frozen and self._step >= self.cfg.freeze_steps,
             layers=weighted,
         )
-        x = weighted_sum(frames.layers, self.layer_weights) if weighted else frames.x
+        x = frames.x
+        if weighted:
+            x = weighted_sum(frames, self.layer_weights, self.cfg.norm)
         logits = self.lm_head(F.dropout(x, self.cfg.final_dropout, self.training))
         return logits.float().log_softmax(-1), frames.lens
 

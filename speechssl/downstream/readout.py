@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechssl.models.blocks.norms import standardise
+from speechssl.types import Frames
+
+#: What is done to each state of a weighted sum: nothing, layer norm over its channels, or
+#: standardisation of its channels over the frames of the utterance (which takes the mean away).
+StateNorm = Literal["none", "layer", "time"]
 Pooling = Literal["mean", "mean_std"]
 
 
-def weighted_sum(states: Sequence[Tensor], alpha: Tensor, *, norm: bool = False) -> Tensor:
-    """sum_l softmax(alpha)_l states_l: each state (B, T, D), alpha (L + 1,) -> (B, T, D).
+def weighted_sum(frames: Frames, alpha: Tensor, norm: StateNorm = "none") -> Tensor:
+    """sum_l softmax(alpha)_l states_l of `frames.layers` (B, T, D), alpha (L + 1,) -> (B, T, D).
 
-    With `norm`, every state is first layer-normalised over D without learnt parameters.
-    Source: SUPERB (arXiv 2105.01051), section 3.
+    Source: SUPERB (arXiv 2105.01051), section 3. Differs: a `norm` without learnt parameters may
+    come first. Raw states of a pre-norm network have a large common mean, on which a linear head
+    learns slowly.
     """
-    if len(states) != len(alpha):
-        raise ValueError(f"got {len(states)} states for {len(alpha)} weights")
+    states = frames.layers
+    if not states or len(states) != len(alpha):
+        raise ValueError(
+            f"got {len(states)} states for {len(alpha)} weights; ask the backbone for layers=True"
+        )
     total: Tensor | None = None
     for state, weight in zip(states, torch.softmax(alpha.float(), 0), strict=True):
-        state = F.layer_norm(state, state.shape[-1:]) if norm else state
+        if norm == "layer":
+            state = F.layer_norm(state, state.shape[-1:])
+        elif norm == "time":
+            state = standardise(state.float(), frames.lens).to(state.dtype)
         term = weight.to(state.dtype) * state
         total = term if total is None else total + term
-    if total is None:
-        raise ValueError("no states to sum; ask the backbone for layers=True")
+    assert total is not None
     return total
 
 

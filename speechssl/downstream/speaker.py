@@ -36,14 +36,15 @@ class Speaker(Objective):
 
         frozen: the backbone never learns and runs in evaluation mode; else all of it learns,
         but for the convolutional encoder when freeze_features.
-        layers: read a learnt weighted sum of all layers, or the last; layer_norm normalises each.
+        layers: read a learnt weighted sum of all layers, or the last; norm `layer` brings each to
+        one scale.
         scale, margin: of am_softmax and aam_softmax; softmax has neither.
         """
 
         frozen: bool = True
         freeze_features: bool = True
         layers: Literal["last", "weighted"] = "weighted"
-        layer_norm: bool = False
+        norm: Literal["none", "layer"] = "none"  # `time` would take the speaker away
         proj_dim: int = 256
         pooling: Pooling = "mean"
         loss: Criterion = "softmax"
@@ -61,10 +62,10 @@ class Speaker(Objective):
                     f"objective: scale {self.scale} and margin {self.margin} belong to am_softmax "
                     "and aam_softmax, but loss is 'softmax'; set loss, or leave the two out"
                 )
-            if self.layer_norm and self.layers == "last":
+            if self.norm != "none" and self.layers == "last":
                 raise ConfigError(
-                    "objective: layer_norm is for the weighted sum, but layers is 'last'; "
-                    "set layers to 'weighted' or layer_norm to false"
+                    f"objective: norm '{self.norm}' is for the weighted sum, but layers is 'last'; "
+                    "set layers to 'weighted' or norm to 'none'"
                 )
 
     needs: ClassVar[frozenset[str]] = frozenset({"speakers"})
@@ -110,7 +111,7 @@ class Speaker(Objective):
             layers=weighted,
         )
         if weighted:
-            x = weighted_sum(frames.layers, self.layer_weights, norm=self.cfg.layer_norm)
+            x = weighted_sum(frames, self.layer_weights, self.cfg.norm)
             frames = Frames(x, frames.lens)
         return pool(self.projector(frames.x), frames.pad, self.cfg.pooling)
 

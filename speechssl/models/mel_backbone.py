@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from speechssl.errors import ConfigError
 from speechssl.geometry import FrameGeometry
 from speechssl.models.backbone import Backbone, normalize
+from speechssl.models.blocks.norms import standardise
 from speechssl.models.features.mel import HOP, WINDOW, LogMel
 from speechssl.models.presets import BackboneConfig
 from speechssl.types import Frames
@@ -64,8 +65,9 @@ class MelBackbone(Backbone):
         fine = ((wave_lens - WINDOW) // HOP).clamp(min=0)  # last valid 10 ms frame, (B,)
         second = torch.minimum(starts + 1, fine[:, None])[..., None].expand(-1, -1, mel.shape[2])
         x = torch.cat([mel[:, starts], mel.gather(1, second)], -1)  # (B, T, 2 bins)
-        frames = Frames(x, lens)
-        return frames if self.cfg.conv_norm != "group" else Frames(_standardise(frames), lens)
+        if self.cfg.conv_norm == "group":
+            x = standardise(x, lens, least_std=LEAST_STD / SPREAD)
+        return Frames(x, lens)
 
     def features(self, z: Frames) -> Tensor:
         """The local features themselves (B, T, 160)."""
@@ -86,12 +88,3 @@ class MelBackbone(Backbone):
         if channel_mask is not None:
             x = x.masked_fill(channel_mask[:, None, :], 0.0)
         return Frames(x, z.lens, (x,) if layers else ())
-
-
-def _standardise(frames: Frames) -> Tensor:
-    hidden = frames.pad[..., None]
-    count = frames.lens.clamp(min=1)[:, None, None]
-    mean = frames.x.masked_fill(hidden, 0.0).sum(1, keepdim=True) / count
-    centred = (frames.x - mean).masked_fill(hidden, 0.0)
-    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return centred / std.clamp(min=LEAST_STD / SPREAD)

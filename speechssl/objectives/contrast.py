@@ -1,4 +1,4 @@
-"""InfoNCE against other masked frames of the same utterance, without gathering copies."""
+"""InfoNCE against other masked frames, without gathering copies of them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,26 @@ def draw_negatives(
     return np.concatenate(rows).astype(np.int64)
 
 
+def draw_cross_negatives(
+    counts: np.ndarray, num_negatives: int, rngs: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Negatives of M masked frames from other utterances, (M, K) int64 places among all M frames.
+
+    Uniform with replacement over the masked frames of the other rows; -1 where there are none.
+    counts (B,) are masked frames per row.
+    """
+    ends = np.cumsum(counts)
+    total = int(counts.sum())
+    rows = []
+    for count, end, rng in zip(counts, ends, rngs, strict=True):
+        if total == count:
+            rows.append(np.full((count, num_negatives), -1))
+            continue
+        draws = rng.integers(0, total - count, size=(count, num_negatives))
+        rows.append(draws + count * (draws >= end - count))
+    return np.concatenate(rows).astype(np.int64)
+
+
 def cosine_logits(
     predictions: Tensor,
     targets: Tensor,
@@ -40,12 +60,15 @@ def cosine_logits(
     negatives: Tensor,
     codes: Tensor | None,
     temperature: float,
+    cross: Tensor | None = None,
 ) -> Tensor:
-    """Cosine similarities over `temperature` in fp32: (M, 1 + N), the positive first.
+    """Cosine similarities over `temperature` in fp32: (M, 1 + N + K), the positive first.
 
     predictions, targets (M, F) in the row-major order of `mask` (B, T); negatives (M, N) positions
-    within the row. Where `codes` (M, G) are given, negatives with the positive's own codes get
-    -inf. One product per utterance over its unique frames replaces N gathered copies of vectors.
+    within the row; cross (M, K) places among all M frames, whose negative ones get -inf. So do,
+    where `codes` (M, G) are given, negatives with the positive's own codes. One product per
+    utterance over its unique frames replaces N gathered copies of vectors; one product of all
+    with all, (M, M), serves `cross`.
     """
     rows, _ = mask.nonzero(as_tuple=True)
     counts = mask.sum(1)
@@ -64,7 +87,15 @@ def cosine_logits(
     if codes is not None:
         same = (padded(codes)[rows[:, None], columns[:, 1:]] == codes[:, None]).all(-1)
         logits[:, 1:] = logits[:, 1:].masked_fill(same, float("-inf"))
-    return logits
+    if cross is None:
+        return logits
+    with torch.autocast(predictions.device.type, enabled=False):
+        others = cross.clamp(min=0)
+        far = (a @ y.T).gather(1, others) / temperature
+    hidden = cross < 0
+    if codes is not None:
+        hidden = hidden | (codes[others] == codes[:, None]).all(-1)
+    return torch.cat([logits, far.masked_fill(hidden, float("-inf"))], dim=1)
 
 
 def accuracy_sum(logits: Tensor) -> Tensor:

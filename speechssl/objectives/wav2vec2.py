@@ -16,7 +16,12 @@ from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise, perplexity
 from speechssl.objectives.base import Objective
-from speechssl.objectives.contrast import accuracy_sum, cosine_logits, draw_negatives
+from speechssl.objectives.contrast import (
+    accuracy_sum,
+    cosine_logits,
+    draw_cross_negatives,
+    draw_negatives,
+)
 from speechssl.objectives.health import health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.types import Batch, Loss, Plan, Progress, Sum
@@ -28,7 +33,7 @@ class Wav2Vec2(Objective):
     Differs: all masked frames of all rows are used (fairseq trims rows to the same count);
     the feature penalty is averaged per utterance and weighted by its masked frames, so that it
     adds up over any split of a batch. The diversity term is taken over the micro-batch, as
-    everywhere, and is the one term that depends on how a batch is split.
+    everywhere, and so are cross negatives: these two depend on how a batch is split.
     """
 
     @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Wav2Vec2(Objective):
 
         mask: SpanMask = field(default_factory=SpanMask)
         num_negatives: int = 100
+        cross_negatives: int = 0  # from other utterances of the micro-batch: tells speakers apart
         logit_temperature: float = 0.1
         final_dim: int = 256
         groups: int = 2
@@ -53,6 +59,11 @@ class Wav2Vec2(Objective):
             if self.code_dim % self.groups:
                 raise ConfigError(
                     f"objective.code_dim {self.code_dim} must be a multiple of groups {self.groups}"
+                )
+            if self.num_negatives < 1 or self.cross_negatives < 0:
+                raise ConfigError(
+                    f"objective: got num_negatives {self.num_negatives} and cross_negatives "
+                    f"{self.cross_negatives}, expected at least 1 and at least 0"
                 )
             if self.code_init_std <= 0:
                 raise ConfigError(f"objective.code_init_std {self.code_init_std} must be above 0")
@@ -83,12 +94,15 @@ class Wav2Vec2(Objective):
         rngs: Sequence[np.random.Generator],
         train: bool,
     ) -> Plan:
-        """Masks (B, T) and negatives (M, N); the targets are the masked frames."""
+        """Masks (B, T), negatives (M, N + K), the K from other rows; targets are masked frames."""
         mask = cfg.mask.draw(frame_lens, rngs)
         counts = mask.sum(1)
         mask[counts < 2] = False  # no negatives to be had
         counts = mask.sum(1)
         negatives = draw_negatives(counts, cfg.num_negatives, rngs)
+        if cfg.cross_negatives:
+            cross = draw_cross_negatives(counts, cfg.cross_negatives, rngs)
+            negatives = np.concatenate([negatives, cross], axis=1)
         return Plan(num_targets=int(counts.sum()), mask=mask, negatives=negatives)
 
     def begin_step(self, progress: Progress) -> None:
@@ -120,11 +134,20 @@ class Wav2Vec2(Objective):
         contrastive = c.new_zeros((), dtype=torch.float32) * (a.sum() + y.sum()).float()
         correct = neg_is_pos = torch.zeros((), device=c.device)
         if len(a):
-            logits = cosine_logits(a, y, mask, negatives, q.codes, self.cfg.logit_temperature)
+            own, cross = negatives.split([self.cfg.num_negatives, self.cfg.cross_negatives], 1)
+            logits = cosine_logits(
+                a,
+                y,
+                mask,
+                own,
+                q.codes,
+                self.cfg.logit_temperature,
+                cross if self.cfg.cross_negatives else None,
+            )
             target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
             contrastive = F.cross_entropy(logits, target, reduction="sum")
             correct = accuracy_sum(logits.detach())
-            neg_is_pos = logits[:, 1:].isinf().float().mean(-1).sum()
+            neg_is_pos = logits[:, 1 : 1 + own.shape[1]].isinf().float().mean(-1).sum()
         n = counts.sum()
         probs = q.probs.mean(0) if len(a) else q.probs.sum(0)
         diversity = self._diversity(probs) * n
@@ -168,7 +191,7 @@ class Wav2Vec2(Objective):
 
     def chance(self) -> dict[str, float]:
         """Guessing among the positive and its negatives."""
-        choices = 1 + self.cfg.num_negatives
+        choices = 1 + self.cfg.num_negatives + self.cfg.cross_negatives
         return {"contrastive": math.log(choices), "accuracy": 1 / choices}
 
     def _diversity(self, probs: Tensor) -> Tensor:

@@ -75,12 +75,14 @@ def loss(
     logit_temperature: float = 0.1,
     diversity_weight: float = 0.1,
     penalty_weight: float = 10.0,
+    cross: Sequence[Sequence[int]] | None = None,
 ) -> Parts:
     """All terms for utterances b with n_b masked frames each.
 
     z[b] (T_b, C_padded) raw convolution output, of which the first frames[b] rows are real;
     u[b] (n_b, C) normalised features and c[b] (n_b, D) context at the masked frames; noise
-    (sum of n_b, G, V) or None; negatives[b][m] positions among the n_b masked frames. weights also
+    (sum of n_b, G, V) or None; negatives[b][m] positions among the n_b masked frames; cross, where
+    given, for every masked frame places among those of all utterances, -1 for none. weights also
     holds "project_q", "project_q_bias", "project_c", "project_c_bias".
 
     The feature penalty is the mean of z^2 of an utterance, once per masked frame of it.
@@ -90,22 +92,27 @@ def loss(
     all_codes: list[list[int]] = []
     all_softmaxes: list[list[Tensor]] = []
     all_vectors: list[Tensor] = []
+    all_targets: list[Tensor] = []
+    all_guesses: list[Tensor] = []
     for b in range(len(u)):
-        targets, codes, guesses = [], [], []
         for m in range(len(u[b])):
             frame_noise = None if noise is None else noise[place]
             place += 1
             vector, code, softmaxes = quantize(u[b][m], weights, frame_noise, temperature)
-            targets.append(weights["project_q"] @ vector + weights["project_q_bias"])
-            guesses.append(weights["project_c"] @ c[b][m] + weights["project_c_bias"])
-            codes.append(code)
+            all_targets.append(weights["project_q"] @ vector + weights["project_q_bias"])
+            all_guesses.append(weights["project_c"] @ c[b][m] + weights["project_c_bias"])
+            all_codes.append(code)
             all_vectors.append(vector)
             all_softmaxes.append(softmaxes)
+    for b in range(len(u)):
         for m in range(len(u[b])):
-            logits = [cosine(guesses[m], targets[m]) / logit_temperature]
-            for other in negatives[b][m]:
-                if codes[other] != codes[m]:
-                    logits.append(cosine(guesses[m], targets[other]) / logit_temperature)
+            this = count + m
+            others = [count + other for other in negatives[b][m]]
+            others += [] if cross is None else [other for other in cross[this] if other >= 0]
+            logits = [cosine(all_guesses[this], all_targets[this]) / logit_temperature]
+            for other in others:
+                if all_codes[other] != all_codes[this]:
+                    logits.append(cosine(all_guesses[this], all_targets[other]) / logit_temperature)
             scores = torch.stack(logits)
             contrastive = contrastive - (scores[0] - torch.log(torch.exp(scores).sum()))
             correct += int(all(scores[0].item() > score.item() for score in scores[1:]))
@@ -113,7 +120,6 @@ def loss(
         if len(u[b]):
             penalty = penalty + len(u[b]) * (real**2).sum() / real.numel()
         count += len(u[b])
-        all_codes += codes
     groups, size, _ = weights["codebook"].shape
     perplexity = zero
     for group in range(groups):

@@ -1,9 +1,23 @@
-"""Group normalisation over the frames that exist, so that padding never changes a result."""
+"""Normalisation over the frames that exist, so that padding never changes a result."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+
+def standardise(x: Tensor, lens: Tensor, least_std: float = 1e-5) -> Tensor:
+    """Zero mean and unit variance of each channel over the valid frames of its utterance.
+
+    x (B, T, C), lens (B,) frames -> (B, T, C), 0 in padding. Deviations below `least_std` count as
+    that much. Speech recognition knows it as CMVN.
+    """
+    pad = (torch.arange(x.shape[1], device=x.device) >= lens[:, None])[..., None]  # (B, T, 1)
+    count = lens.clamp(min=1)[:, None, None]
+    mean = x.masked_fill(pad, 0.0).sum(1, keepdim=True) / count
+    centred = (x - mean).masked_fill(pad, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / std.clamp(min=least_std)
 
 
 class MaskedGroupNorm(nn.Module):

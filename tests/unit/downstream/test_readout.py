@@ -4,29 +4,45 @@ import pytest
 import torch
 
 from speechssl.downstream.readout import pool, weighted_sum
+from speechssl.types import Frames
 
 
 def padding(lens, frames):
     return torch.arange(frames)[None] >= torch.tensor(lens)[:, None]
 
 
+def frames(*states, lens=(5, 3)):
+    return Frames(states[-1], torch.tensor(lens), states)
+
+
 def test_zero_weights_are_the_mean_of_the_states():
     states = torch.randn(3, 2, 5, 4).unbind(0)
-    torch.testing.assert_close(weighted_sum(states, torch.zeros(3)), sum(states) / 3)
+    torch.testing.assert_close(weighted_sum(frames(*states), torch.zeros(3)), sum(states) / 3)
 
 
-def test_large_weight_picks_its_state_and_norm_evens_levels():
-    states = [torch.randn(2, 5, 4) * 100, torch.randn(2, 5, 4)]
+def test_large_weight_picks_its_state_and_layer_norm_evens_levels():
+    states = frames(torch.randn(2, 5, 4) * 100, torch.randn(2, 5, 4))
     chosen = weighted_sum(states, torch.tensor([-50.0, 50.0]))
-    torch.testing.assert_close(chosen, states[1])
-    even = weighted_sum(states, torch.tensor([50.0, -50.0]), norm=True)
+    torch.testing.assert_close(chosen, states.layers[1])
+    even = weighted_sum(states, torch.tensor([50.0, -50.0]), "layer")
     torch.testing.assert_close(even.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(even.std(-1, unbiased=False), torch.ones(2, 5), atol=1e-3, rtol=0)
 
 
+def test_time_norm_takes_mean_and_spread_from_valid_frames_alone():
+    state = torch.randn(2, 5, 4) * 3 + 7
+    state[1, 3:] = float("nan")  # even garbage must not leak
+    summed = weighted_sum(frames(state), torch.zeros(1), "time")
+    for row, length in enumerate((5, 3)):
+        valid = state[row, :length]
+        expected = (valid - valid.mean(0)) / valid.std(0, unbiased=False)
+        torch.testing.assert_close(summed[row, :length], expected, atol=1e-5, rtol=1e-5)
+    assert not summed[1, 3:].any()
+
+
 def test_weighted_sum_wants_one_weight_a_state():
     with pytest.raises(ValueError, match="2 states for 3 weights"):
-        weighted_sum([torch.zeros(1, 1, 1)] * 2, torch.zeros(3))
+        weighted_sum(frames(*[torch.zeros(2, 5, 1)] * 2), torch.zeros(3))
 
 
 @pytest.mark.parametrize("kind", ["mean", "mean_std"])

@@ -137,8 +137,8 @@ def test_settings_that_make_no_sense_are_refused():
         Speaker(small_backbone(), Speaker.Config(), ("ann",))
     with pytest.raises(ConfigError, match="margin"):
         Speaker.Config(margin=2.0)
-    with pytest.raises(ConfigError, match="layer_norm"):
-        Speaker.Config(layers="last", layer_norm=True)
+    with pytest.raises(ConfigError, match="norm 'layer' is for"):
+        Speaker.Config(layers="last", norm="layer")
     with pytest.raises(DataError, match="no speakers"):
         small_speaker()(make_batch())
 

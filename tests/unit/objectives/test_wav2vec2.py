@@ -15,7 +15,12 @@ from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise
 from speechssl.models.presets import preset
-from speechssl.objectives.contrast import accuracy_sum, cosine_logits, draw_negatives
+from speechssl.objectives.contrast import (
+    accuracy_sum,
+    cosine_logits,
+    draw_cross_negatives,
+    draw_negatives,
+)
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.wav2vec2 import Wav2Vec2
 from speechssl.rng import generator, seed_from
@@ -119,11 +124,12 @@ def reference(objective: Wav2Vec2, batch: Batch) -> wav2vec2_ref.Parts:
         [c[b][mask[b]] for b in range(len(batch))],
         names,
         noise,
-        [part.tolist() for part in batch.negatives.split(counts)],
+        [part[:, : cfg.num_negatives].tolist() for part in batch.negatives.split(counts)],
         frames=batch.frame_lens.tolist(),
         temperature=objective.temperature,
         diversity_weight=cfg.diversity_weight,
         penalty_weight=cfg.penalty_weight,
+        cross=batch.negatives[:, cfg.num_negatives :].tolist(),
     )
 
 
@@ -133,8 +139,11 @@ GROUP = {"conv_norm": "group", "conv_bias": False, "norm": "post", "normalize": 
 @pytest.mark.usefixtures("in_double")
 @pytest.mark.parametrize("backbone", [{}, GROUP], ids=["layer-pre", "group-post"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_loss_and_gradients_equal_the_reference(backbone: dict[str, Any], train: bool) -> None:
-    objective = build(backbone).double().train(train)
+@pytest.mark.parametrize("cross", [0, 4], ids=["own", "cross"])
+def test_loss_and_gradients_equal_the_reference(
+    backbone: dict[str, Any], train: bool, cross: int
+) -> None:
+    objective = build(backbone, cross_negatives=cross).double().train(train)
     objective.begin_step(Progress(step=0))
     batch = make_batch(objective, LENGTHS)
     batch.wave = batch.wave.double()
@@ -223,6 +232,30 @@ def test_negatives_are_other_masked_frames_of_the_row() -> None:
     assert set(negatives[:30].ravel()) == set(range(30))
     with pytest.raises(ValueError, match="one masked frame"):
         draw_negatives(np.array([1]), 3, [generator(0)])
+
+
+def test_cross_negatives_are_masked_frames_of_the_other_rows() -> None:
+    counts = np.array([5, 0, 7, 3])
+    rngs = [generator(9, row) for row in range(4)]
+    cross = draw_cross_negatives(counts, 200, rngs)
+    row_of = np.repeat(np.arange(4), counts)
+    assert cross.shape == (15, 200)
+    for frame, places in enumerate(cross):
+        assert set(places) == set(np.flatnonzero(row_of != row_of[frame]))
+    assert (draw_cross_negatives(np.array([0, 4]), 3, rngs[:2]) == -1).all()
+    assert draw_cross_negatives(np.array([0]), 3, rngs[:1]).shape == (0, 3)
+
+
+def test_an_utterance_alone_has_no_cross_negatives() -> None:
+    alone = build().eval()
+    crossed = build(cross_negatives=4).eval()
+    batch = make_batch(alone, LENGTHS[:1])
+    found = crossed(make_batch(crossed, LENGTHS[:1]))
+    torch.testing.assert_close(found.total, alone(batch).total)
+    assert float(found.logs["neg_is_pos"].total) == float(alone(batch).logs["neg_is_pos"].total)
+    assert crossed.chance()["contrastive"] == pytest.approx(math.log(1 + 5 + 4))
+    with pytest.raises(ConfigError, match="cross_negatives -1"):
+        Wav2Vec2.Config(cross_negatives=-1)
 
 
 def test_plan_of_an_utterance_does_not_depend_on_its_batch() -> None:

@@ -42,13 +42,11 @@ pretrain() {
     --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
 }
 
-# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels; an hour takes longer.
+# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels.
 asr() {
-  local config=$1 name=$2 size=$3 budget=()
+  local config=$1 name=$2 size=$3
   shift 3
-  if [[ $size == 1h ]]; then budget=(--optim.steps 2000 --optim.hold_steps 800); fi
   train --config "$recipe/conf/$config.yaml" --run.out "$out/asr/${name}_$size" "$@" \
-    ${budget[@]+"${budget[@]}"} \
     --data.train "$manifests/asr_train_$size.jsonl" --data.valid "$manifests/asr_dev.jsonl"
 }
 
@@ -63,20 +61,32 @@ recognisers() {
   done
 }
 
-# speaker CONFIG NAME OPTION...: one speaker classifier.
+# speaker NAME OPTION...: one speaker classifier, all of which learns.
 speaker() {
-  local config=$1 name=$2
-  shift 2
-  train --config "$recipe/conf/$config.yaml" --run.out "$out/speaker/$name" "$@" \
+  local name=$1
+  shift
+  train --config $recipe/conf/speaker.yaml --run.out "$out/speaker/$name" "$@" \
     --data.train "$manifests/spk_train.jsonl" --data.valid "$manifests/spk_dev.jsonl"
 }
 
 speakers() {
-  speaker speaker ssl --init.from "$out/pretrain/model"
-  speaker speaker random --backbone.preset tiny
-  speaker speaker logmel --backbone.preset logmel
-  speaker speaker_finetune finetuned_ssl --init.from "$out/pretrain/model"
-  speaker speaker_finetune finetuned_scratch --backbone.preset tiny
+  speaker ssl --init.from "$out/pretrain/model"
+  speaker scratch --backbone.preset tiny
+}
+
+# Frozen: the model, random weights and log-mel under one closed-form classifier.
+speaker_probes() {
+  local split
+  for split in dev test; do
+    speechssl probe "$out/pretrain/model" --label speaker --classifier lda \
+      --train "$manifests/spk_train.jsonl" --test "$manifests/spk_$split.jsonl" \
+      --out "$out/speaker_probe_$split.json"
+  done
+}
+
+speaker_identification() {
+  speaker_probes
+  speakers
 }
 
 evaluate() {
@@ -98,8 +108,8 @@ results() {
     speechssl report "$out/asr/ssl_$size" "$out/asr/scratch_$size" --out "$out/curves_asr_$size.png" \
       --labels "pre-trained" "from scratch"
   done
-  speechssl report "$out"/speaker/{ssl,random,logmel} --out "$out/curves_speaker.png" \
-    --labels "pre-trained" random log-mel
+  speechssl report "$out"/speaker/{ssl,scratch} --out "$out/curves_speaker.png" \
+    --labels "pre-trained" "from scratch"
   results_table | tee "$out/RESULTS.md"
 }
 
@@ -114,6 +124,15 @@ asr_row() {
 speaker_row() {
   local dev=$out/speaker/$2/eval_dev/speaker.json test=$out/speaker/$2/eval_test/speaker.json
   printf '| %s | %s | %s |\n' "$1" "$(percent "$dev" accuracy)" "$(percent "$test" accuracy)"
+}
+
+# The N-th system of the probe: the model, random weights, log-mel.
+probe_row() {
+  local dev test
+  dev=$(json_column "$out/speaker_probe_dev.json" accuracy | sed -n "$2p")
+  test=$(json_column "$out/speaker_probe_test.json" accuracy | sed -n "$2p")
+  LC_ALL=C awk -v title="$1" -v dev="$dev" -v test="$test" \
+    'BEGIN { printf "| %s | %.1f | %.1f |\n", title, 100 * dev, 100 * test }'
 }
 
 results_table() {
@@ -134,16 +153,16 @@ results_table() {
   done
   printf '\n## Speaker identification, closed set (accuracy, percent)\n\n'
   printf '| start | dev | test |\n| --- | --- | --- |\n'
-  speaker_row "pre-trained, frozen" ssl
-  speaker_row "random weights, frozen" random
-  speaker_row "log-mel, same head" logmel
-  speaker_row "pre-trained, fine-tuned" finetuned_ssl
-  speaker_row "from scratch, same budget" finetuned_scratch
+  probe_row "pre-trained, frozen" 1
+  probe_row "random weights, frozen" 2
+  probe_row "log-mel, same probe" 3
+  speaker_row "pre-trained, fine-tuned" ssl
+  speaker_row "from scratch, same budget" scratch
 }
 
 run_stage 0 "manifests" manifest_stage
 run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
 run_stage 2 "speech recognition" recognisers ctc ctc_frozen
-run_stage 3 "speaker identification" speakers speaker speaker_finetune
+run_stage 3 "speaker identification" speaker_identification speaker
 run_stage 4 "evaluate" evaluate
 run_stage 5 "results" results

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of this verb."""
     p = argparse.ArgumentParser(
         prog="speechssl probe",
-        description="Logistic regression on features pooled over time, for each model, for the "
+        description="A linear classifier on features pooled over time, for each model, for the "
         "same architecture with random weights, and for log-mel. The regularisation, and the "
         "layer with --layer best, are chosen inside the training data.",
     )
@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         "--baseline", default="logmel,random", help="of logmel, random, none (%(default)s)"
     )
     p.add_argument("--layer", choices=("best", "all"), default="best", help="(%(default)s)")
+    p.add_argument(
+        "--classifier",
+        choices=("logistic", "lda"),
+        default="logistic",
+        help="logistic regression, or shrinkage LDA, faster for hundreds of classes (%(default)s)",
+    )
     p.add_argument("--pool", choices=("mean", "mean_std"), default="mean_std", help="(%(default)s)")
     p.add_argument("--seed", type=int, default=1, help="of random weights and inner splits")
     p.add_argument("--out", help="results as .json")
@@ -86,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
         "label": args.label,
         "group": args.group,
         "pool": args.pool,
+        "classifier": args.classifier,
         "layer": args.layer,
         "seed": args.seed,
         "train": {"manifests": list(args.train), "utterances": len(train.utterances)},
@@ -159,12 +166,19 @@ def probe(
                     test_x[:, part],
                     test.labels,
                     groups=train.groups,
+                    classifier=args.classifier,
                     seed=args.seed,
                 )
         else:
             assert train.groups is not None
             with _readable_errors(train):
-                scores = leave_one_group_out(x[:, part], train.labels, train.groups, seed=args.seed)
+                scores = leave_one_group_out(
+                    x[:, part],
+                    train.labels,
+                    train.groups,
+                    classifier=args.classifier,
+                    seed=args.seed,
+                )
             sizes = Counter(train.groups)
             row["accuracy"] = sum(scores[g] * sizes[g] for g in scores) / size
             row["per_group"] = scores

@@ -16,7 +16,8 @@ def standardise(x: Tensor, lens: Tensor, least_std: float = 1e-5) -> Tensor:
     count = lens.clamp(min=1)[:, None, None]
     mean = x.masked_fill(pad, 0.0).sum(1, keepdim=True) / count
     centred = (x - mean).masked_fill(pad, 0.0)
-    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    # The root alone has an infinite gradient at 0, where a constant channel is.
+    std = (centred.square().sum(1, keepdim=True) / count + 1e-12).sqrt()
     return centred / std.clamp(min=least_std)
 
 

@@ -1,4 +1,4 @@
-"""Logistic probes on pooled features."""
+"""Linear probes on pooled features."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,14 @@ def test_pooled_stacks_layers_and_ignores_padding():
     assert pooled(Frames(layers[0], lens), "mean").shape == (2, 1, 4)
 
 
-def test_probe_reads_what_is_there_and_guesses_what_is_not():
+@pytest.mark.parametrize("classifier", ["logistic", "lda"])
+def test_probe_reads_what_is_there_and_guesses_what_is_not(classifier):
     x, y = clusters(0)
     test_x, test_y = clusters(1)
     names = np.array(["a", "b", "c"])
-    assert linear_probe(x, names[y], test_x, names[test_y]) > 0.95
+    assert linear_probe(x, names[y], test_x, names[test_y], classifier=classifier) > 0.95
     shuffled = np.random.default_rng(0).permutation(y)
-    assert linear_probe(x, shuffled, test_x, test_y) < 0.7
+    assert linear_probe(x, shuffled, test_x, test_y, classifier=classifier) < 0.7
 
 
 def test_probe_chooses_the_layer_that_knows():
@@ -58,14 +59,15 @@ def test_classes_with_one_item_still_work():
     assert 0.0 <= linear_probe(x, y, x, y) <= 1.0
 
 
-def test_leave_one_group_out_gives_one_score_a_group():
+@pytest.mark.parametrize("classifier", ["logistic", "lda"])
+def test_leave_one_group_out_gives_one_score_a_group(classifier):
     x, y = clusters(0, count=90)
     groups = np.repeat(["s1", "s2", "s3"], 30)
-    scores = leave_one_group_out(x, y, groups)
+    scores = leave_one_group_out(x, y, groups, classifier=classifier)
     assert list(scores) == ["s1", "s2", "s3"]
     assert min(scores.values()) > 0.9
     x[groups == "s2"] = np.random.default_rng(4).normal(size=(30, 5))
-    assert leave_one_group_out(x, y, groups)["s2"] < 0.7
+    assert leave_one_group_out(x, y, groups, classifier=classifier)["s2"] < 0.7
 
 
 def test_shapes_and_groups_are_checked():

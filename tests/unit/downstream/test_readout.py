@@ -40,6 +40,16 @@ def test_time_norm_takes_mean_and_spread_from_valid_frames_alone():
     assert not summed[1, 3:].any()
 
 
+def test_time_norm_of_a_constant_channel_is_zero_with_a_finite_gradient():
+    state = torch.randn(2, 5, 4)
+    state[:, :, 1] = 3.0
+    state.requires_grad_()
+    summed = weighted_sum(frames(state), torch.zeros(1), "time")
+    assert not summed[:, :, 1].any()
+    (summed * torch.randn(2, 5, 4)).sum().backward()
+    assert state.grad.isfinite().all()
+
+
 def test_weighted_sum_wants_one_weight_a_state():
     with pytest.raises(ValueError, match="2 states for 3 weights"):
         weighted_sum(frames(*[torch.zeros(2, 5, 1)] * 2), torch.zeros(3))

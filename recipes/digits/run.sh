@@ -3,6 +3,7 @@
 # then ask a linear probe which digit the held-out speaker says. Beside log-mel and random weights.
 #   0 manifests     1 pre-train one model a fold     2 probe     3 RESULTS.md and curves
 # --data is the folder that holds fsdd/ (manifest.jsonl and audio), or the original recordings/.
+#   INIT   a model folder to probe instead of stage 1: pre-trained on speech of other people
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipe=recipes/digits
@@ -11,6 +12,8 @@ parse_options "$@"
 source recipes/_lib/setup.sh
 source recipes/_lib/results.sh
 manifests=$out/manifests
+init=${INIT:-}
+settings=$init
 label=digit inner=(--group speaker) # settings are chosen on training speakers the inner fit has not heard
 if ((smoke)) && [[ -z $data ]]; then label=speaker inner=(); fi
 
@@ -44,6 +47,10 @@ folds() {
 
 pretrain() {
   local speaker
+  if [[ -n $init ]]; then
+    printf 'nothing to pre-train: INIT is %s\n' "$init"
+    return
+  fi
   for speaker in $(folds); do
     train --config $recipe/conf/pretrain.yaml --run.out "$out/without_$speaker" \
       --data.train "$manifests/pretrain_without_$speaker.jsonl"
@@ -53,7 +60,7 @@ pretrain() {
 probe() {
   local speaker
   for speaker in $(folds); do
-    speechssl probe "$out/without_$speaker/model" --label "$label" ${inner[@]+"${inner[@]}"} \
+    speechssl probe "${init:-$out/without_$speaker/model}" --label "$label" ${inner[@]+"${inner[@]}"} \
       --train "$manifests/loso_${speaker}_train.jsonl" \
       --test "$manifests/loso_${speaker}_test.jsonl" --out "$out/probe_$speaker.json"
   done
@@ -65,7 +72,8 @@ results_table() {
   printf '# Results: digits, leave one speaker out\n\n'
   provenance
   # shellcheck disable=SC2016 # the backquotes are Markdown's
-  printf -- '- command: `bash recipes/digits/run.sh%s`\n' "$( ((!smoke)) || printf ' --smoke')"
+  printf -- '- command: `%sbash recipes/digits/run.sh%s`\n' "${init:+INIT=$init }" \
+    "$( ((!smoke)) || printf ' --smoke')"
   printf '\nFrozen linear probe of the %s, accuracy in percent.\n\n' "$label"
   printf '| speaker left out | pre-trained | random weights | log-mel |\n| --- | --- | --- | --- |\n'
   for speaker in $(folds); do
@@ -79,8 +87,10 @@ results_table() {
 
 results() {
   local speaker runs=()
-  for speaker in $(folds); do runs+=("$out/without_$speaker"); done
-  speechssl report "${runs[@]}" --out "$out/curves.png"
+  if [[ -z $init ]]; then
+    for speaker in $(folds); do runs+=("$out/without_$speaker"); done
+    speechssl report "${runs[@]}" --out "$out/curves.png"
+  fi
   results_table | tee "$out/RESULTS.md"
 }
 

@@ -146,7 +146,7 @@ class CTC(Objective):
         )
         x = frames.x
         if weighted:
-            x = weighted_sum(frames, self.layer_weights, self.cfg.norm)
+            x = weighted_sum(frames, self.layer_weights, self.cfg.norm, batch.mask)
         logits = self.lm_head(F.dropout(x, self.cfg.final_dropout, self.training))
         return logits.float().log_softmax(-1), frames.lens
 

@@ -17,8 +17,13 @@ StateNorm = Literal["none", "layer", "time"]
 Pooling = Literal["mean", "mean_std"]
 
 
-def weighted_sum(frames: Frames, alpha: Tensor, norm: StateNorm = "none") -> Tensor:
+def weighted_sum(
+    frames: Frames, alpha: Tensor, norm: StateNorm = "none", mask: Tensor | None = None
+) -> Tensor:
     """sum_l softmax(alpha)_l states_l of `frames.layers` (B, T, D), alpha (L + 1,) -> (B, T, D).
+
+    `mask` (B, T) says which frames were hidden from the network: `time` takes its statistics from
+    the others, so that they are those of evaluation, where nothing is hidden.
 
     Source: SUPERB (arXiv 2105.01051), section 3. Differs: a `norm` without learnt parameters may
     come first. Raw states of a pre-norm network have a large common mean, on which a linear head
@@ -34,7 +39,7 @@ def weighted_sum(frames: Frames, alpha: Tensor, norm: StateNorm = "none") -> Ten
         if norm == "layer":
             state = F.layer_norm(state, state.shape[-1:])
         elif norm == "time":
-            state = standardise(state.float(), frames.lens).to(state.dtype)
+            state = standardise(state.float(), frames.lens, hidden=mask).to(state.dtype)
         term = weight.to(state.dtype) * state
         total = term if total is None else total + term
     assert total is not None

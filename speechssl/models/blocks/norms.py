@@ -6,19 +6,23 @@ import torch
 from torch import Tensor, nn
 
 
-def standardise(x: Tensor, lens: Tensor, least_std: float = 1e-5) -> Tensor:
+def standardise(
+    x: Tensor, lens: Tensor, *, least_std: float = 1e-5, hidden: Tensor | None = None
+) -> Tensor:
     """Zero mean and unit variance of each channel over the valid frames of its utterance.
 
-    x (B, T, C), lens (B,) frames -> (B, T, C), 0 in padding. Deviations below `least_std` count as
-    that much. Speech recognition knows it as CMVN.
+    x (B, T, C), lens (B,) frames -> (B, T, C), 0 in padding. Frames that `hidden` (B, T) marks have
+    no part in mean and variance, but are shifted and scaled like the others. Deviations below
+    `least_std` count as that much. Speech recognition knows it as CMVN.
     """
     pad = (torch.arange(x.shape[1], device=x.device) >= lens[:, None])[..., None]  # (B, T, 1)
-    count = lens.clamp(min=1)[:, None, None]
-    mean = x.masked_fill(pad, 0.0).sum(1, keepdim=True) / count
+    apart = pad if hidden is None else pad | hidden[..., None]
+    count = (~apart).sum(1, keepdim=True).clamp(min=1)
+    mean = x.masked_fill(apart, 0.0).sum(1, keepdim=True) / count
     centred = (x - mean).masked_fill(pad, 0.0)
+    variance = centred.masked_fill(apart, 0.0).square().sum(1, keepdim=True) / count
     # The root alone has an infinite gradient at 0, where a constant channel is.
-    std = (centred.square().sum(1, keepdim=True) / count + 1e-12).sqrt()
-    return centred / std.clamp(min=least_std)
+    return centred / (variance + 1e-12).sqrt().clamp(min=least_std)
 
 
 class MaskedGroupNorm(nn.Module):

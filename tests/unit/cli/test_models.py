@@ -162,6 +162,10 @@ def test_probe_compares_with_baselines(
     systems = [row["system"] for row in found["results"]]
     assert systems == [str(pretrained / "model")] * 3 + ["random (tiny)"] * 3 + ["logmel"]
     assert json.loads(out.read_text()) == found
+    assert found["classifier"] == "logistic"
+    closed = answer(capsys, *words, "--test", corpus / "valid.jsonl", "--classifier", "lda")
+    assert [row["system"] for row in closed["results"]] == sorted(set(systems), key=systems.index)
+    assert closed["classifier"] == "lda"
 
 
 def test_probe_leaves_groups_out(

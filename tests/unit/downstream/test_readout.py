@@ -40,6 +40,20 @@ def test_time_norm_takes_mean_and_spread_from_valid_frames_alone():
     assert not summed[1, 3:].any()
 
 
+def test_time_norm_is_blind_to_masked_frames():
+    state = torch.randn(2, 5, 4)
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 1:3] = True
+    loud = state.clone()
+    loud[mask] = 1000.0
+    got = weighted_sum(frames(loud), torch.zeros(1), "time", mask)
+    seen = torch.tensor([0, 3, 4])
+    expected = state[0, seen] - state[0, seen].mean(0)
+    expected = expected / expected.square().mean(0).sqrt()
+    torch.testing.assert_close(got[0, seen], expected, atol=1e-5, rtol=1e-5)
+    assert got[0, 1:3].abs().min() > 10  # moved by the same shift and scale
+
+
 def test_time_norm_of_a_constant_channel_is_zero_with_a_finite_gradient():
     state = torch.randn(2, 5, 4)
     state[:, :, 1] = 3.0

@@ -1,4 +1,4 @@
-"""The objectives learn on real human speech: minutes of audio, a hundred updates, one core.
+"""The objectives learn on real human speech: minutes of audio, hundreds of updates, one core.
 
 Scored on speakers that were not trained on. Thresholds stand between chance and what the first
 calibrated run gave, so that they catch an objective that does not learn, and nothing else.
@@ -50,14 +50,16 @@ def learn(objective: Objective, optim: OptimConfig, corpus: Path) -> dict[str, f
 def test_wav2vec2_learns(real_speech: Path):
     objective = Wav2Vec2(
         build_backbone(preset("tiny", layers=2)),
-        Wav2Vec2.Config(mask=SpanMask(0.5, 5), penalty_weight=0.0, code_init_std=0.15),
+        Wav2Vec2.Config(
+            mask=SpanMask(0.5, 5), penalty_weight=0.0, code_init_std=0.15, temperature_start=1.0
+        ),
     )
-    optim = OptimConfig(lr=1e-3, steps=150, warmup_steps=30, clip_norm=10.0)
+    optim = OptimConfig(lr=2e-3, steps=600, warmup_steps=30, clip_norm=10.0)
     scores = learn(objective, optim, real_speech / "so762")
-    assert scores["accuracy"] > 10 / 101  # ten times chance
-    assert scores["contrastive"] < math.log(101) - 0.15
-    assert scores["code_ppl"] > 0.03 * 640
-    assert scores["neg_is_pos"] < 0.3  # not by making all targets equal
+    assert scores["accuracy"] > 10 / 101  # ten times chance; 0.114 when calibrated
+    assert scores["contrastive"] < math.log(101) - 0.5
+    assert scores["code_ppl"] > 0.08 * 640  # 68.7 when calibrated
+    assert scores["neg_is_pos"] < 0.15  # not by making all targets equal
 
 
 def test_wav2vec_learns(real_speech: Path):

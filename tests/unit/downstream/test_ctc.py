@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.downstream.ctc import CTC, frames_needed
+from speechssl.downstream.ctc import BLANK_SHARE, CTC, frames_needed
 from speechssl.errors import ConfigError, DataError
 from speechssl.models.backbone import build_backbone
 from speechssl.models.presets import preset
@@ -234,13 +234,23 @@ def test_error_rates_only_when_evaluating():
     assert {name for name, _ in head.best_metric} <= head.summary(head(text_batch()).logs).keys()
 
 
+def test_an_untrained_head_answers_mostly_blanks():
+    torch.manual_seed(0)
+    head = small_ctc(small_backbone()).eval()
+    log_probs, lens = head.log_probs(text_batch([(2, 1, 3), (4, 2)], seconds=(0.4, 0.4)))
+    shares = log_probs[:, : int(lens.min())].exp().mean((0, 1))
+    assert float(shares[0].detach()) == pytest.approx(BLANK_SHARE, abs=0.05)
+    others = (1 - BLANK_SHARE) / (len(shares) - 1)
+    torch.testing.assert_close(shares[1:], torch.full_like(shares[1:], others), atol=0.05, rtol=0)
+
+
 def test_it_learns_a_small_batch_by_heart():
     torch.manual_seed(0)
     head = small_ctc(small_backbone(dropout=0.0))
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=3e-3)
     batch = text_batch([(2, 1, 3), (4, 2)], seconds=(0.4, 0.4))
     head.train()
-    for _ in range(80):
+    for _ in range(200):
         optimizer.zero_grad()
         loss = head(batch)
         (loss.total / loss.count).backward()

@@ -9,6 +9,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from speechssl.errors import DataError
 
@@ -49,6 +50,8 @@ def unpack(archive: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     log.info("unpacking %s", archive)
+    # Python 3.11.0 to 3.11.3 know no filters; what lies below them is checked in the loop.
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -57,7 +60,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise DataError(f"{archive}: member '{member.name}' leads outside the folder")
                 if not (member.isfile() or member.isdir()):
                     raise DataError(f"{archive}: member '{member.name}' is no plain file or folder")
-                tar.extract(member, folder, filter="data")
+                tar.extract(member, folder, **safely)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{archive}: cannot unpack it: {error}; remove it and try again") from error
     mark.touch()

@@ -9,6 +9,7 @@ checkpoints are unpickled without limits.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import json
 import logging
 import math
@@ -275,6 +276,9 @@ def _safe_checkpoint_engine() -> Any:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
+
+    # Python before 3.11.4 pickles an enum as a call of `getattr`, which no safe reader allows.
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (int(stage),)))
 
     class SafeCheckpointEngine(TorchCheckpointEngine):
         """Keeps a write error until all ranks have left DeepSpeed's barriers."""

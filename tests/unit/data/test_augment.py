@@ -1,7 +1,6 @@
 """Augmentation in the data path: training only, keyed, as long as planned, with sound files."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,19 +27,6 @@ WORDS = Characters(["<pad>", "|", "A", "B"])
 
 def plan(frame_lens, rngs, train):
     return Plan(int(frame_lens.sum()))
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> list[Utterance]:
-    rng = np.random.default_rng(0)
-    utterances = []
-    for i in range(14):
-        rate = (16000, 8000, 48000)[i % 3]
-        samples = int(rate * rng.uniform(0.5, 2.5))
-        path = tmp_path / f"{i}.wav"
-        sf.write(path, rng.standard_normal(samples) * 0.1, rate)
-        utterances.append(Utterance(f"u{i}", str(path), samples, rate, text="AB BA"))
-    return utterances
 
 
 def flat(data: TrainData, first: int, updates: int) -> list[list[Batch]]:

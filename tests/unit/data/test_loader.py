@@ -26,21 +26,6 @@ def plan(frame_lens, rngs, train):
     return Wav2Vec2.plan(Wav2Vec2.Config(num_negatives=5), 8, frame_lens, rngs, train)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> list[Utterance]:
-    rng = np.random.default_rng(0)
-    utterances = []
-    for i in range(14):
-        rate = (16000, 8000, 48000)[i % 3]
-        samples = int(rate * rng.uniform(0.5, 2.5))
-        path = tmp_path / f"{i}.wav"
-        sf.write(path, rng.standard_normal(samples) * 0.1, rate)
-        utterances.append(
-            Utterance(f"u{i}", str(path), samples, rate, text="AB BA", speaker=f"s{i % 4}")
-        )
-    return utterances
-
-
 def flat(data: TrainData, first: int, updates: int) -> list[list[Batch]]:
     stream = data.updates(first)
     return [next(stream) for _ in range(updates)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from speechssl.downstream.ctc import BLANK_SHARE, CTC, frames_needed
+from speechssl.downstream.readout import weighted_sum
 from speechssl.errors import ConfigError, DataError
 from speechssl.models.backbone import build_backbone
 from speechssl.models.presets import preset
@@ -172,6 +173,23 @@ def test_frozen_probe_reads_all_layers_in_evaluation_mode():
     assert head.training
     assert not head.backbone.training
     torch.testing.assert_close(head(text_batch()).total, head(text_batch()).total)
+
+
+def test_statistics_over_time_leave_the_masked_frames_of_the_batch_out():
+    """As in evaluation, where none is masked; else train and test would be scaled differently."""
+    settings = {"mask": SpanMask(), "layers": "weighted", "norm": "time"}
+    head = small_ctc(small_backbone(dropout=0.0), **settings)
+    batch = text_batch()
+    frames = head.backbone(batch.wave, batch.wave_lens)
+    batch.mask = torch.zeros(frames.x.shape[:2], dtype=torch.bool)
+    batch.mask[:, 3:8] = True
+    z = head.backbone.encode(batch.wave, batch.wave_lens)
+    states = head.backbone.context(z, batch.mask, layers=True)
+    seen = weighted_sum(states, head.layer_weights, "time", batch.mask)
+    everything = weighted_sum(states, head.layer_weights, "time")
+    got = head.log_probs(batch)[0]
+    torch.testing.assert_close(got, head.lm_head(seen).log_softmax(-1))
+    assert (got - head.lm_head(everything).log_softmax(-1)).abs().max() > 1e-3
 
 
 def test_log_mel_runs_under_the_same_probe():

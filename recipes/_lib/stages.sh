@@ -8,7 +8,7 @@
 set -euo pipefail
 : "${recipe:?set recipe to the folder of the recipe before sourcing this file}"
 
-stage=0 stop_stage=99 nproc='' smoke=0 data='' out='' settings=''
+stage=0 stop_stage=99 nproc='' jobs='' smoke=0 data='' out='' settings=''
 
 usage() {
   # The comment at the top of the recipe, then the options all recipes share.
@@ -19,6 +19,8 @@ Options:
   --stage N        first stage to run; a finished one runs again, and so do those after it (default 0)
   --stop-stage N   last stage to run
   --nproc N        training processes on this machine (default: one for each GPU, else 1)
+  --jobs N         trainings that do not need each other, run at once on the cores (default: 2 where
+                   there is no GPU and --nproc is 1, else 1)
   --smoke          20 steps on a small demo corpus: does it all run?
   --data DIR       where the corpus lies
   --out DIR        where everything goes (default exp/RECIPE, or exp/RECIPE-smoke)
@@ -45,7 +47,7 @@ parse_options() {
         exit 0
         ;;
       --smoke) smoke=1 && shift && continue ;;
-      --stage | --stop-stage | --stop_stage | --nproc | --data | --out) ;;
+      --stage | --stop-stage | --stop_stage | --nproc | --jobs | --data | --out) ;;
       *) option_error "unknown option '$1'" ;;
     esac
     if [[ $1 == *=* ]]; then
@@ -65,6 +67,7 @@ parse_options() {
       --stage) stage=$value first_asked=1 ;;
       --stop-stage | --stop_stage) stop_stage=$value ;;
       --nproc) ((value > 0)) || option_error "--nproc expects at least 1" && nproc=$value ;;
+      --jobs) ((value > 0)) || option_error "--jobs expects at least 1" && jobs=$value ;;
     esac
   done
   if [[ -z $out ]]; then
@@ -84,6 +87,8 @@ choose_processes() {
   fi
   cores=$(getconf _NPROCESSORS_ONLN)
   if [[ -z $nproc ]]; then nproc=$((gpus > 0 ? gpus : 1)); fi
+  # A small network does not fill two cores: two trainings of one thread each get more done.
+  if [[ -z $jobs ]]; then jobs=$((gpus == 0 && nproc == 1 && cores > 1 ? 2 : 1)); fi
   if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     export OMP_NUM_THREADS=$((cores > nproc ? cores / nproc : 1))
   fi
@@ -181,6 +186,35 @@ train() {
   else
     speechssl "${words[@]}"
   fi
+}
+
+# at_once NAME COMMAND...: run COMMAND beside others, at most --jobs of them, its lines headed by
+# NAME. A stage that starts any ends with `all_done`, which fails if one of them did.
+running=() job_failed=0
+at_once() {
+  local name=$1
+  shift
+  if ((jobs == 1)); then
+    "$@"
+    return
+  fi
+  if ((${#running[@]} >= jobs)); then join_first; fi
+  (
+    set -euo pipefail
+    export OMP_NUM_THREADS=$((OMP_NUM_THREADS > jobs ? OMP_NUM_THREADS / jobs : 1))
+    "$@" 2>&1 | sed -u "s|^|[$name] |"
+  ) &
+  running+=($!)
+}
+
+join_first() {
+  wait "${running[0]}" || job_failed=1
+  running=("${running[@]:1}")
+}
+
+all_done() {
+  while ((${#running[@]})); do join_first; done
+  ((!job_failed)) || { printf 'a job of this stage failed; its lines stand above\n' >&2 && return 1; }
 }
 
 # own_run_folder WORD...: move the folder of --run.out aside unless this stage, as it is, began it.

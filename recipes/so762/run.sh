@@ -46,7 +46,8 @@ pretrain() {
 asr() {
   local config=$1 name=$2 size=$3
   shift 3
-  train --config "$recipe/conf/$config.yaml" --run.out "$out/asr/${name}_$size" "$@" \
+  at_once "${name}_$size" train --config "$recipe/conf/$config.yaml" \
+    --run.out "$out/asr/${name}_$size" "$@" \
     --data.train "$manifests/asr_train_$size.jsonl" --data.valid "$manifests/asr_dev.jsonl"
 }
 
@@ -55,17 +56,21 @@ recognisers() {
   for size in $(label_sizes); do
     asr ctc ssl "$size" --init.from "$out/pretrain/model"
     asr ctc scratch "$size" --backbone.preset tiny
+  done
+  for size in $(label_sizes); do
     asr ctc_frozen frozen_ssl "$size" --init.from "$out/pretrain/model"
     asr ctc_frozen frozen_random "$size" --backbone.preset tiny
     asr ctc_frozen frozen_logmel "$size" --backbone.preset logmel --backbone.conv_norm group
   done
+  all_done
 }
 
 # speaker NAME OPTION...: one speaker classifier, all of which learns.
 speaker() {
   local name=$1
   shift
-  train --config $recipe/conf/speaker.yaml --run.out "$out/speaker/$name" "$@" \
+  at_once "speaker_$name" train --config $recipe/conf/speaker.yaml \
+    --run.out "$out/speaker/$name" "$@" \
     --data.train "$manifests/spk_train.jsonl" --data.valid "$manifests/spk_dev.jsonl"
 }
 
@@ -78,7 +83,7 @@ speakers() {
 speaker_probes() {
   local split
   for split in dev test; do
-    speechssl probe "$out/pretrain/model" --label speaker --classifier lda \
+    at_once "probe_$split" speechssl probe "$out/pretrain/model" --label speaker --classifier lda \
       --train "$manifests/spk_train.jsonl" --test "$manifests/spk_$split.jsonl" \
       --out "$out/speaker_probe_$split.json"
   done
@@ -87,18 +92,22 @@ speaker_probes() {
 speaker_identification() {
   speaker_probes
   speakers
+  all_done
 }
 
 evaluate() {
   local run split
   for split in dev test; do
     for run in "$out"/asr/*; do
-      speechssl evaluate "$run/model" "$manifests/asr_$split.jsonl" --out "$run/eval_$split"
+      at_once "${run##*/}" speechssl evaluate "$run/model" "$manifests/asr_$split.jsonl" \
+        --out "$run/eval_$split"
     done
     for run in "$out"/speaker/*; do
-      speechssl evaluate "$run/model" "$manifests/spk_$split.jsonl" --out "$run/eval_$split"
+      at_once "${run##*/}" speechssl evaluate "$run/model" "$manifests/spk_$split.jsonl" \
+        --out "$run/eval_$split"
     done
   done
+  all_done
 }
 
 results() {

@@ -221,7 +221,7 @@ def closing(config: Config, progress: Progress, objective: Objective) -> str:
     model = shlex.quote(str(out / "model"))
     lines = [f"\nfinished {progress.step} updates; everything lies in {out}"]
     if progress.best is not None:
-        metric = type(objective).best_metric[0][0]
+        metric = objective.best_metric[0][0]
         lines.append(f"  best       {metric} {progress.best:.4g} at update {progress.best_step}")
     lines.append(f"  model      {out / 'model'} (leads to {os.readlink(out / 'model')})")
     lines.append(f"  curves     {out / 'metrics.jsonl'}")

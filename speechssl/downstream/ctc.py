@@ -48,6 +48,8 @@ class CTC(Objective):
         layers: read the last layer, or a learnt weighted sum of all.
         norm: what brings the states of a weighted sum to one scale (see `readout.StateNorm`).
         mask, channel_mask: hidden spans of frames and of channels, in training only; prob 0 = none.
+        best: the error rate on data.valid that picks the best model. A recogniser too weak to spell
+            words stands near WER 1 whatever it writes, and silence at exactly 1: there, take cer.
         """
 
         frozen: bool = False
@@ -58,6 +60,7 @@ class CTC(Objective):
         mask: SpanMask = field(default_factory=SpanMask)
         channel_mask: ChannelMask = field(default_factory=ChannelMask)
         final_dropout: float = 0.0
+        best: Literal["wer", "cer"] = "wer"
 
         def __post_init__(self) -> None:
             if self.freeze_steps < 0 or not 0.0 <= self.final_dropout < 1.0:
@@ -84,7 +87,7 @@ class CTC(Objective):
                     )
 
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "token_lens"})
-    best_metric: ClassVar = (("wer", False), ("cer", False), ("loss_per_char", False))
+    best_metric = (("wer", False), ("cer", False), ("loss_per_char", False))
     classes_from: ClassVar[Literal["text", "speaker"] | None] = "text"
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
@@ -111,6 +114,9 @@ class CTC(Objective):
         nn.init.zeros_(self.lm_head.bias)
         odds = BLANK_SHARE / (1 - BLANK_SHARE) * (len(self.classes) - 1)
         self.lm_head.bias.data[BLANK] = math.log(odds)
+        if cfg.best == "cer":
+            wer, cer, loss = self.best_metric
+            self.best_metric = (cer, wer, loss)
         self._step = 0
 
     @staticmethod

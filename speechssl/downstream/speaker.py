@@ -69,7 +69,7 @@ class Speaker(Objective):
                 )
 
     needs: ClassVar[frozenset[str]] = frozenset({"speakers"})
-    best_metric: ClassVar = (("accuracy", True),)
+    best_metric = (("accuracy", True),)
     classes_from: ClassVar[Literal["text", "speaker"] | None] = "speaker"
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:

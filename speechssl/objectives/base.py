@@ -32,7 +32,7 @@ class Objective(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: What validation is judged by: keys of `summary`, and whether more is better. Each further one
     #: decides where those before it are equal.
-    best_metric: ClassVar[tuple[tuple[str, bool], ...]] = (("loss", False),)
+    best_metric: tuple[tuple[str, bool], ...] = (("loss", False),)
     #: Which field of the training manifest the classes come from: characters, speakers, or none.
     classes_from: ClassVar[Literal["text", "speaker"] | None] = None
 

@@ -83,7 +83,7 @@ class Wav2Vec(Objective):
                 )
 
     needs: ClassVar[frozenset[str]] = frozenset({"negatives"})
-    best_metric: ClassVar = (("contrastive", False),)
+    best_metric = (("contrastive", False),)
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         if cfg.offset_frames is None:

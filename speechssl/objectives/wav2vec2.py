@@ -69,7 +69,7 @@ class Wav2Vec2(Objective):
                 raise ConfigError(f"objective.code_init_std {self.code_init_std} must be above 0")
 
     needs: ClassVar = frozenset({"mask", "negatives"})
-    best_metric: ClassVar = (("contrastive", False),)
+    best_metric = (("contrastive", False),)
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)

@@ -1,8 +1,6 @@
 """`python -m speechssl VERB ...`, also under torchrun and `deepspeed --module`."""
 
-import sys
-
-from speechssl.cli.main import main
+from speechssl.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from speechssl import __version__
 from speechssl.errors import ConfigError, SpeechSSLError
@@ -68,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain(f"speechssl {verb}", "interrupted")
         return 130
+
+
+def entry() -> NoReturn:
+    """`speechssl` and `python -m speechssl`: run the command line and end the process."""
+    code = main()
+    if dist := sys.modules.get("speechssl.engine.dist"):  # imported by training alone
+        dist.end_process(code)
+    sys.exit(code)
 
 
 def complain(who: str, message: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as td
@@ -15,6 +18,7 @@ from speechssl.errors import ConfigError
 from speechssl.kernels.allocator import keep_freed_memory
 
 SETUP_TIMEOUT_SEC = 1800.0  # ranks of a big job start far apart
+_joined: list[str] = []  # backends of the groups this process has been in, for `end_process`
 
 
 def setup(*, group: bool = False) -> torch.device:
@@ -52,6 +56,9 @@ def setup(*, group: bool = False) -> torch.device:
         os.environ.setdefault("WORLD_SIZE", "1")
         # A store in memory needs no port, so that runs beside each other cannot collide.
         td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        return device
+    _joined.append(backend)
     return device
 
 
@@ -91,6 +98,23 @@ def shutdown() -> None:
     """Leave the group, if there is one."""
     if td.is_initialized():
         td.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """Exit with `code`; where there has been a group, without tearing the interpreter down.
+
+    gloo's threads live on after `shutdown` for as long as anybody, such as DeepSpeed, refers to the
+    group. One that frees a tensor while the interpreter ends aborts the process (see pytorch's
+    pull request 179291), and the launcher would report a finished run as failed.
+    """
+    if not _joined:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # A closed pipe is no reason to change the answer.
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def rank() -> int:

@@ -65,7 +65,8 @@ _FIXED = {
 
 def has_hf_class(cfg: BackboneConfig) -> bool:
     """Whether `transformers` has a class that computes the same network."""
-    return cfg.context == "transformer" and cfg.conv_norm in ("group", "layer")
+    plain = cfg.conv_norm in ("group", "layer") and cfg.conv_first == "conv"
+    return cfg.context == "transformer" and plain
 
 
 def architecture(objective: str | None, settings: Mapping[str, Any]) -> str:
@@ -91,7 +92,8 @@ def to_hf(
     `settings` are the objective's own; `classes` its output classes.
     """
     if not has_hf_class(cfg):
-        kind = {"conv": "wav2vec", "none": "logmel"}.get(cfg.context, "wav2vec2-global-norm")
+        other = "wav2vec2-filterbank" if cfg.conv_first == "filterbank" else "wav2vec2-global-norm"
+        kind = {"conv": "wav2vec", "none": "logmel"}.get(cfg.context, other)
         return {"model_type": f"speechssl-{kind}", "architectures": []}
     config: dict[str, Any] = {
         "model_type": "wav2vec2",

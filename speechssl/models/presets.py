@@ -15,6 +15,8 @@ class BackboneConfig:
 
     conv_norm: `group` normalises layer 0 per channel over time (wav2vec 2.0 base), `layer` every
     layer over channels (LV60, XLS-R), `global` every layer over channels and time (wav2vec v1).
+    conv_first: layer 0 is a convolution like the others, or a learnt `filterbank` of conv_dims[0]
+    bands that starts on the mel scale (no counterpart at Hugging Face).
     context: `transformer`, `conv` (wav2vec v1's causal aggregator) or `none` (log-mel baseline).
     """
 
@@ -26,6 +28,7 @@ class BackboneConfig:
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = True
     conv_norm: Literal["group", "layer", "global"] = "layer"
+    conv_first: Literal["conv", "filterbank"] = "conv"
     context: Literal["transformer", "conv", "none"] = "transformer"
     context_kernels: tuple[int, ...] = ()  # of the conv aggregator, one per layer
     dim: int = 256
@@ -65,6 +68,11 @@ class BackboneConfig:
             )
         if self.context == "none" and self.layers:
             raise ConfigError("backbone: context 'none' has no layers; set layers to 0")
+        if self.conv_first == "filterbank" and self.conv_norm != "layer":
+            raise ConfigError(
+                "backbone: conv_first 'filterbank' stands below layers with conv_norm 'layer', "
+                f"got '{self.conv_norm}'"
+            )
         elsewhere: tuple[str, ...] = () if self.context == "transformer" else _TRANSFORMER_ONLY
         if self.context != "conv":
             elsewhere += ("context_kernels",)
@@ -76,6 +84,7 @@ class BackboneConfig:
 
 
 _TRANSFORMER_ONLY = (
+    "conv_first",
     "heads",
     "ffn",
     "norm",
@@ -112,6 +121,12 @@ _LARGE = {"dim": 1024, "layers": 24, "heads": 16, "ffn": 4096}
 #: XLS-R (2111.09296), wav2vec (1904.05862, the `large` aggregator of the released model).
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
+    "filterbank-tiny": {
+        "conv_dims": (128, 256, 256),
+        "conv_kernels": (400, 2, 1),
+        "conv_strides": (160, 2, 1),
+        "conv_first": "filterbank",
+    },
     "small": {"conv_dims": (256,) * 7, "dim": 384, "layers": 6, "heads": 6, "ffn": 1536},
     "base": _BASE,
     "large": _BASE | _LARGE | {"dropout": 0.0, "layerdrop": 0.2},

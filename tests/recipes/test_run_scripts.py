@@ -45,7 +45,8 @@ def test_shellcheck_is_silent():
 def test_help_tells_what_it_does_and_every_option(recipe):
     done = bash(f"recipes/{recipe}/run.sh", "--help", SPEECHSSL_VENV="/nowhere")
     assert done.returncode == 0, done.stderr
-    for option in ("--stage", "--stop-stage", "--nproc", "--smoke", "--data", "--out", "--help"):
+    for option in ("--stage", "--stop-stage", "--nproc", "--jobs", "--smoke", "--data",
+                   "--out", "--help"):  # fmt: skip
         assert option in done.stdout
     assert len(done.stdout.splitlines()[0]) > 20
 
@@ -56,6 +57,7 @@ def test_help_tells_what_it_does_and_every_option(recipe):
         (["--stages", "1"], "unknown option '--stages'"),
         (["--stage", "two"], "expects a number"),
         (["--nproc=0"], "at least 1"),
+        (["--jobs", "0"], "at least 1"),
         (["--out"], "expects a value"),
     ],
 )
@@ -176,6 +178,55 @@ def test_failing_stage_stops_says_where_and_goes_on_later(toy):
     assert "bash recipes/toy/run.sh --stage 1 --out exp/toy" in done.stderr
     (toy.folder / "fail").unlink()
     assert toy()[1] == ["second", "third smoke=0"]
+
+
+JOBS = """
+set -euo pipefail
+recipe=recipes/mini
+source recipes/_lib/stages.sh
+parse_options --out "$1" --jobs "$2"
+job() {
+  echo "$1 begins" | tee -a "$out/order"
+  sleep "$2"
+  echo "$1 ends" >>"$out/order"
+  [[ $1 != bad ]]
+}
+stage() {
+  at_once a job a 0.4
+  at_once b job "${1:-b}" 0.1
+  at_once c job c 0
+  all_done
+}
+stage "${3:-}"
+"""
+
+
+def jobs_of(tmp_path, *words):
+    done = bash("-c", JOBS, "jobs", str(tmp_path), *words)
+    return done, (tmp_path / "order").read_text().splitlines()
+
+
+def test_jobs_run_beside_each_other_with_their_names(tmp_path):
+    done, order = jobs_of(tmp_path, "2")
+    assert done.returncode == 0, done.stderr
+    assert order.index("b begins") < order.index("b ends") < order.index("a ends")
+    assert order.index("c begins") > order.index("a ends")  # two at a time
+    assert {"[a] a begins", "[b] b begins", "[c] c begins"} <= set(done.stdout.splitlines())
+
+
+def test_one_job_at_a_time_in_order(tmp_path):
+    done, order = jobs_of(tmp_path, "1")
+    assert done.returncode == 0, done.stderr
+    assert order == [f"{job} {what}" for job in "abc" for what in ("begins", "ends")]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_failed_job_fails_its_stage(tmp_path, jobs):
+    done, order = jobs_of(tmp_path, jobs, "bad")
+    assert done.returncode == 1
+    assert ("c ends" in order) == (jobs == "2")  # those already waiting still run
+    if jobs == "2":
+        assert "a job of this stage failed" in done.stderr
 
 
 def test_numbers_are_read_from_json(tmp_path):

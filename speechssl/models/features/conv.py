@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from speechssl.geometry import FrameGeometry
 from speechssl.models.blocks.conv import StridedConv
 from speechssl.models.blocks.norms import MaskedGroupNorm
+from speechssl.models.features.filterbank import FilterbankLayer
 from speechssl.models.presets import BackboneConfig
 from speechssl.types import Frames
 
@@ -39,7 +40,10 @@ class ConvLayer(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Seven strided convolutions (arXiv 2006.11477, section 2; Appendix A for the norms).
+    """Strided convolutions, seven as published (arXiv 2006.11477, section 2; Appendix A: norms).
+
+    The first may be a learnt filterbank instead, which spares small models the long way to a
+    spectrum (see `filterbank`).
 
     Differs: in `group` mode the statistics of layer 0 run over the valid frames only, so padding
     never changes a result; without padding it equals the original.
@@ -50,6 +54,9 @@ class ConvEncoder(nn.Module):
         self.geometry = FrameGeometry(cfg.conv_kernels, cfg.conv_strides, cfg.rate_hz)
         self.dim = cfg.conv_dims[-1]
         self.conv_layers = nn.ModuleList(ConvLayer(cfg, i) for i in range(len(cfg.conv_dims)))
+        if cfg.conv_first == "filterbank":
+            shape = cfg.conv_dims[0], cfg.conv_kernels[0], cfg.conv_strides[0]
+            self.conv_layers[0] = FilterbankLayer(*shape, cfg.rate_hz)
 
     def forward(self, wave: Tensor, wave_lens: Tensor) -> Frames:
         """Wave (B, S), wave_lens (B,) samples -> Frames with x (B, T, C)."""

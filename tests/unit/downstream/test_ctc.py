@@ -252,6 +252,14 @@ def test_error_rates_only_when_evaluating():
     assert {name for name, _ in head.best_metric} <= head.summary(head(text_batch()).logs).keys()
 
 
+def test_the_best_model_is_picked_by_the_rate_asked_for():
+    assert [name for name, _ in small_ctc().best_metric] == ["wer", "cer", "loss_per_char"]
+    by_cer = small_ctc(best="cer").best_metric
+    assert [name for name, _ in by_cer] == ["cer", "wer", "loss_per_char"]
+    assert not any(more for _, more in by_cer)
+    assert small_ctc().best_metric[0][0] == "wer"  # the next one is not touched
+
+
 def test_an_untrained_head_answers_mostly_blanks():
     torch.manual_seed(0)
     head = small_ctc(small_backbone()).eval()

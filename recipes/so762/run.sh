@@ -55,11 +55,11 @@ recognisers() {
   local size
   for size in $(label_sizes); do
     asr ctc ssl "$size" --init.from "$out/pretrain/model"
-    asr ctc scratch "$size" --backbone.preset tiny
+    asr ctc scratch "$size" --backbone.preset filterbank-tiny
   done
   for size in $(label_sizes); do
     asr ctc_frozen frozen_ssl "$size" --init.from "$out/pretrain/model"
-    asr ctc_frozen frozen_random "$size" --backbone.preset tiny
+    asr ctc_frozen frozen_random "$size" --backbone.preset filterbank-tiny
     asr ctc_frozen frozen_logmel "$size" --backbone.preset logmel --backbone.conv_norm group
   done
   all_done
@@ -76,7 +76,7 @@ speaker() {
 
 speakers() {
   speaker ssl --init.from "$out/pretrain/model"
-  speaker scratch --backbone.preset tiny
+  speaker scratch --backbone.preset filterbank-tiny
 }
 
 # Frozen: the model, random weights and log-mel under one closed-form classifier.

@@ -193,6 +193,13 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
             f"optim.weight_decay is {config.optim.weight_decay:g} and would shrink it all the "
             "same; set weight_decay to 0 or feature_grad_mult above 0"
         )
+    asked_to_learn = getattr(objective, "freeze_features", None) is False and not still
+    if config.backbone.feature_grad_mult == 0 and asked_to_learn:
+        raise ConfigError(
+            "objective.freeze_features is false, but backbone.feature_grad_mult is 0 (a model in "
+            "init.from hands it on) and holds the convolutional encoder still; set "
+            "backbone.feature_grad_mult to 1, or objective.freeze_features to true"
+        )
     channels = getattr(objective, "channel_mask", None)
     if channels is None or channels.prob == 0 or getattr(objective, "frozen", False):
         return

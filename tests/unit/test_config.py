@@ -164,13 +164,18 @@ def test_cross_checks(words: list[str], device: str, message: str):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--objective.freeze_steps=9"], "optim.weight_decay is 0.01 and would move the frozen"),
-        (["--objective.channel_mask.length=129"], "has 256 channels.*set it to 128 or less"),
+        ("--objective.freeze_steps=9", "optim.weight_decay is 0.01 and would move the frozen"),
+        (
+            "--objective.freeze_features=false --backbone.feature_grad_mult=0 "
+            "--optim.weight_decay=0",
+            "freeze_features is false, but backbone.feature_grad_mult is 0",
+        ),
+        ("--objective.channel_mask.length=129", "has 256 channels.*set it to 128 or less"),
     ],
 )
-def test_cross_checks_of_fine_tuning(words: list[str], message: str):
+def test_cross_checks_of_fine_tuning(words: str, message: str):
     with pytest.raises(ConfigError, match=message):
-        cross_checks(resolve(["--objective.name=ctc", "--data.train=a", *words]))
+        cross_checks(resolve(["--objective.name=ctc", "--data.train=a", *words.split()]))
 
 
 def test_cross_checks_accept_sound_settings():

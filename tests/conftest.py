@@ -1,5 +1,6 @@
 """What every test starts from: one thread, known seeds, no network, real speech where it lies."""
 
+import logging
 import os
 import random
 from pathlib import Path
@@ -23,6 +24,15 @@ def _known_seeds():
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002 - third-party code still draws from it
     torch.manual_seed(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level():
+    """A command line sets it by rank, for the whole process."""
+    log = logging.getLogger("speechssl")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture(scope="session")

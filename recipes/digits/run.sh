@@ -52,9 +52,10 @@ pretrain() {
     return
   fi
   for speaker in $(folds); do
-    train --config $recipe/conf/pretrain.yaml --run.out "$out/without_$speaker" \
-      --data.train "$manifests/pretrain_without_$speaker.jsonl"
+    at_once "without_$speaker" train --config $recipe/conf/pretrain.yaml \
+      --run.out "$out/without_$speaker" --data.train "$manifests/pretrain_without_$speaker.jsonl"
   done
+  all_done
 }
 
 probe() {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.models.blocks.conv import StridedConv
+from speechssl.models.features.mel import hertz, mel
 
 LOW_HZ, HIGH_HZ = 60.0, 7600.0  # centres of the outermost bands at 16 kHz
 #: Smallest energy told from none: 50 dB below white noise as loud as the waveform.
@@ -22,16 +23,8 @@ def gabor_filters(bands: int, kernel: int, rate_hz: int = 16000) -> Tensor:
     Gaussian windows around centres evenly spaced in mel between 60 Hz and 7.6 kHz (at 16 kHz). The
     width of a band is that of the step to the next, as far as the kernel is long enough for it.
     """
-
-    def hz(mel: Tensor) -> Tensor:
-        return 700.0 * torch.expm1(mel / 1127.0)
-
-    def mel(hertz: float) -> float:
-        return 1127.0 * math.log1p(hertz / 700.0)
-
-    scale = rate_hz / 16000
-    edges = torch.linspace(mel(LOW_HZ), mel(HIGH_HZ), bands + 1, dtype=torch.float64)
-    edges = hz(edges) * scale
+    low, high = mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
+    edges = hertz(torch.linspace(low, high, bands + 1, dtype=torch.float64)) * (rate_hz / 16000)
     centres, steps = edges[:-1], edges.diff()
     seconds = (torch.arange(kernel, dtype=torch.float64) - (kernel - 1) / 2) / rate_hz
     # A Gaussian that falls to half at half a step from the centre; three of its spreads at least

@@ -11,15 +11,18 @@ PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps
 
 
+def mel(hz: Tensor) -> Tensor:
+    """Frequencies in mel, 1127 ln(1 + f / 700): the scale of HTK and Kaldi."""
+    return 1127.0 * torch.log1p(hz / 700.0)
+
+
+def hertz(mels: Tensor) -> Tensor:
+    """Frequencies in Hz; undoes `mel`."""
+    return 700.0 * torch.expm1(mels / 1127.0)
+
+
 def mel_bank(num_bins: int) -> Tensor:
-    """Triangular filters, evenly spaced and triangular in mel, 20 Hz to 8 kHz: (FFT/2 + 1, bins).
-
-    mel(f) = 1127 ln(1 + f / 700), the scale of HTK and Kaldi.
-    """
-
-    def mel(hz: Tensor) -> Tensor:
-        return 1127.0 * torch.log1p(hz / 700.0)
-
+    """Triangular filters (FFT/2 + 1, bins), even in spacing and shape in mel, 20 Hz to 8 kHz."""
     ends = mel(torch.tensor([LOW_HZ, RATE_HZ / 2], dtype=torch.float64))
     edges = torch.linspace(ends[0].item(), ends[1].item(), num_bins + 2, dtype=torch.float64)
     bins = mel(torch.arange(FFT // 2 + 1, dtype=torch.float64) * RATE_HZ / FFT)[:, None]

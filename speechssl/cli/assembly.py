@@ -84,10 +84,13 @@ def target_readers(
     return None, None
 
 
-def make_objective(config: Config, classes: Sequence[str]) -> tuple[Objective, str]:
+def make_objective(
+    config: Config, classes: Sequence[str], utterances: Sequence[Utterance] = ()
+) -> tuple[Objective, str]:
     """Backbone and head, the same on every rank, and in words where their weights come from.
 
-    They are drawn from data.seed, or are those of the model in `init.from`.
+    They are drawn from data.seed, or are those of the model in `init.from`; a new head may look at
+    the labels of `utterances`, the training data.
     """
     import torch
 
@@ -96,6 +99,7 @@ def make_objective(config: Config, classes: Sequence[str]) -> tuple[Objective, s
     torch.manual_seed(config.data.seed)
     backbone = build_backbone(config.backbone)
     objective = objective_class(config)(backbone, config.objective.cfg, classes)
+    objective.know_training_data(utterances)
     if not config.init.from_:
         return objective, "from scratch"
     return objective, f"from {config.init.from_} ({start_from(objective, config.init.from_)})"

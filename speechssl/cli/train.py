@@ -58,7 +58,7 @@ def fit(config: Config, command: str) -> tuple[Progress, Objective]:
     utterances = read_manifests(config.data.train)
     held_out = read_manifests(config.data.valid) if config.data.valid else []
     classes = class_names(cls, utterances)  # of the training data alone
-    objective, origin = make_objective(config, classes)
+    objective, origin = make_objective(config, classes, utterances)
     train_data, valid_data = make_data(config, objective, utterances, held_out)
     if dist.is_main():
         print(summary(config, objective, origin, train_data, valid_data), flush=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
-from speechssl.types import Batch, Loss, Plan, Progress, Sum
+from speechssl.types import Batch, Loss, Plan, Progress, Sum, Utterance
 
 PlanFn = Callable[[np.ndarray, Sequence[np.random.Generator], bool], Plan]
 
@@ -41,6 +41,12 @@ class Objective(nn.Module):
         self.backbone = backbone
         self.cfg = cfg
         self.classes = tuple(classes)
+
+    def know_training_data(self, utterances: Sequence[Utterance]) -> None:
+        """Called once, before training begins or weights are read: what labels alone can tell.
+
+        The same on every rank. The default does nothing.
+        """
 
     @staticmethod
     def plan(

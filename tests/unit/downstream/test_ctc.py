@@ -13,7 +13,7 @@ from speechssl.models.backbone import build_backbone
 from speechssl.models.presets import preset
 from speechssl.objectives.masking import ChannelMask, SpanMask
 from speechssl.rng import generator
-from speechssl.types import Progress
+from speechssl.types import Progress, Utterance
 from tests.unit.downstream.heads import VOCABULARY, make_batch, small_backbone, text_batch
 
 NO_MASK = {"mask": SpanMask(0.0), "channel_mask": ChannelMask(0.0)}
@@ -268,6 +268,30 @@ def test_an_untrained_head_answers_mostly_blanks():
     assert float(shares[0].detach()) == pytest.approx(BLANK_SHARE, abs=0.05)
     others = (1 - BLANK_SHARE) / (len(shares) - 1)
     torch.testing.assert_close(shares[1:], torch.full_like(shares[1:], others), atol=0.05, rtol=0)
+
+
+def test_an_untrained_head_that_knows_the_transcripts_answers_with_their_characters():
+    torch.manual_seed(0)
+    head = small_ctc(small_backbone()).eval()
+    frames = head.backbone.geometry.frames(16000)
+    one_second = {"audio": "x.wav", "num_samples": 8000, "rate_hz": 8000}
+    utterances = [
+        Utterance(id="a", text="A A A", **one_second),
+        Utterance(id="b", text="B A", **one_second),
+        Utterance(id="c", **one_second),  # no transcript: tells nothing
+    ]
+    head.know_training_data(utterances)
+    shares = dict(zip(head.classes, head.lm_head.bias.detach().softmax(0).tolist(), strict=True))
+    assert shares["<pad>"] == pytest.approx(1 - 8 / (2 * frames))
+    seen = {"A": 4, "B": 1, "|": 3}
+    rest = 1 - shares["<pad>"]
+    for name, share in shares.items():
+        if name != "<pad>":
+            expected = (seen.get(name, 0) + 1) / (8 + len(head.classes) - 1)
+            assert share == pytest.approx(rest * expected), name
+    before = head.lm_head.bias.detach().clone()
+    head.know_training_data(utterances[2:])
+    assert torch.equal(head.lm_head.bias, before)
 
 
 def test_it_learns_a_small_batch_by_heart():

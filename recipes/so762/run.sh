@@ -42,12 +42,13 @@ pretrain() {
     --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
 }
 
-# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels.
+# asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels; CONFIG_SIZE.yaml, where
+# there is one, comes on top of CONFIG.yaml.
 asr() {
-  local config=$1 name=$2 size=$3
+  local name=$2 size=$3 configs=(--config "$recipe/conf/$1.yaml")
+  if [[ -f $recipe/conf/$1_$3.yaml ]]; then configs+=(--config "$recipe/conf/$1_$3.yaml"); fi
   shift 3
-  at_once "${name}_$size" train --config "$recipe/conf/$config.yaml" \
-    --run.out "$out/asr/${name}_$size" "$@" \
+  at_once "${name}_$size" train "${configs[@]}" --run.out "$out/asr/${name}_$size" "$@" \
     --data.train "$manifests/asr_train_$size.jsonl" --data.valid "$manifests/asr_dev.jsonl"
 }
 
@@ -65,21 +66,24 @@ recognisers() {
   all_done
 }
 
-# speaker NAME OPTION...: one speaker classifier, all of which learns.
+# speaker CONFIG NAME OPTION...: one speaker classifier.
 speaker() {
-  local name=$1
-  shift
-  at_once "speaker_$name" train --config $recipe/conf/speaker.yaml \
+  local config=$1 name=$2
+  shift 2
+  at_once "speaker_$name" train --config "$recipe/conf/$config.yaml" \
     --run.out "$out/speaker/$name" "$@" \
     --data.train "$manifests/spk_train.jsonl" --data.valid "$manifests/spk_dev.jsonl"
 }
 
 speakers() {
-  speaker ssl --init.from "$out/pretrain/model"
-  speaker scratch --backbone.preset filterbank-tiny
+  speaker speaker ssl --init.from "$out/pretrain/model"
+  speaker speaker scratch --backbone.preset filterbank-tiny
+  speaker speaker_frozen frozen_ssl --init.from "$out/pretrain/model"
+  speaker speaker_frozen frozen_random --backbone.preset filterbank-tiny
+  speaker speaker_frozen frozen_logmel --backbone.preset logmel --backbone.conv_norm group
 }
 
-# Frozen: the model, random weights and log-mel under one closed-form classifier.
+# Frozen: the model, random weights and log-mel under a closed-form classifier of one layer.
 speaker_probes() {
   local split
   for split in dev test; do
@@ -162,16 +166,19 @@ results_table() {
   done
   printf '\n## Speaker identification, closed set (accuracy, percent)\n\n'
   printf '| start | dev | test |\n| --- | --- | --- |\n'
-  probe_row "pre-trained, frozen" 1
-  probe_row "random weights, frozen" 2
-  probe_row "log-mel, same probe" 3
+  speaker_row "pre-trained, frozen, weighted sum" frozen_ssl
+  speaker_row "random weights, frozen, weighted sum" frozen_random
+  speaker_row "log-mel, same probe" frozen_logmel
+  probe_row "pre-trained, frozen, best layer, LDA" 1
+  probe_row "random weights, frozen, best layer, LDA" 2
+  probe_row "log-mel, LDA" 3
   speaker_row "pre-trained, fine-tuned" ssl
   speaker_row "from scratch, same budget" scratch
 }
 
 run_stage 0 "manifests" manifest_stage
 run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
-run_stage 2 "speech recognition" recognisers ctc ctc_frozen
-run_stage 3 "speaker identification" speaker_identification speaker
+run_stage 2 "speech recognition" recognisers ctc ctc_10min ctc_frozen
+run_stage 3 "speaker identification" speaker_identification speaker speaker_frozen
 run_stage 4 "evaluate" evaluate
 run_stage 5 "results" results

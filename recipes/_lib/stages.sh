@@ -1,5 +1,6 @@
 # Sourced by every run.sh: options, stages with times and logs, and the launcher of training runs.
-# A recipe sets `recipe` (its folder), then calls
+# A recipe sets `recipe` (its folder) and, where it has trainings that can run at once,
+# `takes_jobs=1`, then calls
 #   parse_options "$@"
 #   run_stage 0 "manifests" some_function CONFIG...     for each stage, in order
 # with the configs in conf/ that the stage reads, and uses $out, $data, $smoke and `train` inside its
@@ -19,8 +20,12 @@ Options:
   --stage N        first stage to run; a finished one runs again, and so do those after it (default 0)
   --stop-stage N   last stage to run
   --nproc N        training processes on this machine (default: one for each GPU, else 1)
+TEXT
+  [[ -z ${takes_jobs:-} ]] || cat <<'TEXT'
   --jobs N         trainings that do not need each other, run at once on the cores (default: 2 where
                    there is no GPU and --nproc is 1, else 1)
+TEXT
+  cat <<'TEXT'
   --smoke          20 steps on a small demo corpus: does it all run?
   --data DIR       where the corpus lies
   --out DIR        where everything goes (default exp/RECIPE, or exp/RECIPE-smoke)
@@ -67,7 +72,10 @@ parse_options() {
       --stage) stage=$value first_asked=1 ;;
       --stop-stage | --stop_stage) stop_stage=$value ;;
       --nproc) ((value > 0)) || option_error "--nproc expects at least 1" && nproc=$value ;;
-      --jobs) ((value > 0)) || option_error "--jobs expects at least 1" && jobs=$value ;;
+      --jobs)
+        [[ -n ${takes_jobs:-} ]] || option_error "--jobs: this recipe has nothing to run at once"
+        ((value > 0)) || option_error "--jobs expects at least 1" && jobs=$value
+        ;;
     esac
   done
   if [[ -z $out ]]; then
@@ -88,6 +96,7 @@ choose_processes() {
   cores=$(getconf _NPROCESSORS_ONLN)
   if [[ -z $nproc ]]; then nproc=$((gpus > 0 ? gpus : 1)); fi
   # A small network does not fill two cores: two trainings of one thread each get more done.
+  if [[ -z ${takes_jobs:-} ]]; then jobs=1; fi
   if [[ -z $jobs ]]; then jobs=$((gpus == 0 && nproc == 1 && cores > 1 ? 2 : 1)); fi
   if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     export OMP_NUM_THREADS=$((cores > nproc ? cores / nproc : 1))

@@ -6,7 +6,7 @@
 #   INIT   a model folder to probe instead of stage 1: pre-trained on speech of other people
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-recipe=recipes/digits
+recipe=recipes/digits takes_jobs=1
 source recipes/_lib/stages.sh
 parse_options "$@"
 source recipes/_lib/setup.sh

@@ -8,7 +8,7 @@
 # --data is the folder that holds so762_full/ or so762/ (manifest.jsonl and audio).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-recipe=recipes/so762
+recipe=recipes/so762 takes_jobs=1
 source recipes/_lib/stages.sh
 parse_options "$@"
 source recipes/_lib/setup.sh

@@ -45,9 +45,10 @@ def test_shellcheck_is_silent():
 def test_help_tells_what_it_does_and_every_option(recipe):
     done = bash(f"recipes/{recipe}/run.sh", "--help", SPEECHSSL_VENV="/nowhere")
     assert done.returncode == 0, done.stderr
-    for option in ("--stage", "--stop-stage", "--nproc", "--jobs", "--smoke", "--data",
-                   "--out", "--help"):  # fmt: skip
+    for option in ("--stage", "--stop-stage", "--nproc", "--smoke", "--data", "--out", "--help"):
         assert option in done.stdout
+    script = (ROOT / "recipes" / recipe / "run.sh").read_text(encoding="utf-8")
+    assert ("--jobs" in done.stdout) == ("at_once " in script)
     assert len(done.stdout.splitlines()[0]) > 20
 
 
@@ -57,7 +58,7 @@ def test_help_tells_what_it_does_and_every_option(recipe):
         (["--stages", "1"], "unknown option '--stages'"),
         (["--stage", "two"], "expects a number"),
         (["--nproc=0"], "at least 1"),
-        (["--jobs", "0"], "at least 1"),
+        (["--jobs", "2"], "nothing to run at once"),
         (["--out"], "expects a value"),
     ],
 )
@@ -65,6 +66,12 @@ def test_wrong_options_are_usage_errors(words, complaint):
     done = bash("recipes/mini/run.sh", *words)
     assert done.returncode == 2
     assert complaint in done.stderr
+
+
+def test_no_job_at_a_time_is_a_usage_error():
+    done = bash("recipes/so762/run.sh", "--jobs", "0")
+    assert done.returncode == 2
+    assert "at least 1" in done.stderr
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -182,7 +189,7 @@ def test_failing_stage_stops_says_where_and_goes_on_later(toy):
 
 JOBS = """
 set -euo pipefail
-recipe=recipes/mini
+recipe=recipes/mini takes_jobs=1
 source recipes/_lib/stages.sh
 parse_options --out "$1" --jobs "$2"
 job() {

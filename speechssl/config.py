@@ -200,6 +200,14 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
             "init.from hands it on) and holds the convolutional encoder still; set "
             "backbone.feature_grad_mult to 1, or objective.freeze_features to true"
         )
+    learns = not getattr(objective, "frozen", False)
+    if getattr(objective, "norm", None) == "time" and learns and config.backbone.dropout:
+        raise ConfigError(
+            "objective.norm is time, but the backbone learns under backbone.dropout "
+            f"{config.backbone.dropout:g}: its noise counts as spread over time, which evaluation "
+            "does not see, and all outputs come out too large there; set backbone.dropout to 0, or "
+            "objective.norm to layer or none"
+        )
     channels = getattr(objective, "channel_mask", None)
     if channels is None or channels.prob == 0 or getattr(objective, "frozen", False):
         return

@@ -12,7 +12,8 @@ from speechssl.models.blocks.norms import standardise
 from speechssl.types import Frames
 
 #: What is done to each state of a weighted sum: nothing, layer norm over its channels, or
-#: standardisation of its channels over the frames of the utterance (which takes the mean away).
+#: standardisation of its channels over the frames of the utterance (which takes the mean away; for
+#: networks without dropout, whose noise on a mean would be spread over time).
 StateNorm = Literal["none", "layer", "time"]
 Pooling = Literal["mean", "mean_std"]
 

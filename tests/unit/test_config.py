@@ -165,6 +165,7 @@ def test_cross_checks(words: list[str], device: str, message: str):
     ("words", "message"),
     [
         ("--objective.freeze_steps=9", "optim.weight_decay is 0.01 and would move the frozen"),
+        ("--objective.layers=weighted --objective.norm=time", "set backbone.dropout to 0"),
         (
             "--objective.freeze_features=false --backbone.feature_grad_mult=0 "
             "--optim.weight_decay=0",

@@ -138,7 +138,7 @@ class CTC(Objective):
             self._answer(min(max(1.0 - characters / frames, 0.05), 0.95), counts)
 
     def _answer(self, blank_share: float, counts: Tensor) -> None:
-        """Set the bias: blanks by their share, characters by `counts` (V,), whose first is unused."""
+        """Set the bias: blanks by their share, characters by `counts` (V,); its blank is unused."""
         shares = counts / counts[BLANK + 1 :].sum() * (1 - blank_share)
         shares[BLANK] = blank_share
         self.lm_head.bias.data.copy_(shares.log())

@@ -153,7 +153,8 @@ results_table() {
   printf '# Results: speechocean762\n\n'
   provenance
   # shellcheck disable=SC2016 # the backquotes are Markdown's
-  printf -- '- command: `bash recipes/so762/run.sh%s`\n' "$( ((!smoke)) || printf ' --smoke')"
+  printf -- '- command: `bash recipes/so762/run.sh%s%s`\n' "${data:+ --data DIR}" \
+    "$( ((!smoke)) || printf ' --smoke')"
   printf '\n## Speech recognition, greedy decoding, unseen speakers (percent)\n\n'
   printf '| start | labels | dev WER | dev CER | test WER | 95 %% interval | test CER |\n'
   printf '| --- | --- | --- | --- | --- | --- | --- |\n'

@@ -48,9 +48,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layer", choices=("best", "all"), default="best", help="(%(default)s)")
     p.add_argument(
         "--classifier",
-        choices=("logistic", "lda"),
+        choices=("logistic", "weighted", "lda"),
         default="logistic",
-        help="logistic regression, or shrinkage LDA, faster for hundreds of classes (%(default)s)",
+        help="logistic regression on a layer, on a learnt weighted sum of all layers (SUPERB's "
+        "probe, with --pool mean), or shrinkage LDA on a layer, the fastest (%(default)s)",
     )
     p.add_argument("--pool", choices=("mean", "mean_std"), default="mean_std", help="(%(default)s)")
     p.add_argument("--seed", type=int, default=1, help="of random weights and inner splits")

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,11 @@ def main(argv: Sequence[str]) -> int:
 def run(config: Config, command: str) -> int:
     """Train as configured; returns the exit code."""
     from speechssl.engine import dist
+    from speechssl.engine.update import with_precision
 
     device = dist.setup(group=config.engine.kind == "deepspeed")
     cross_checks(config, device=device.type)
+    config = replace(config, engine=with_precision(config.engine, device))
     progress, objective = fit(config, command)
     if dist.is_main():
         print(closing(config, progress, objective))

@@ -14,7 +14,8 @@ class EngineConfig:
 
     kind: Literal["plain", "deepspeed"] = "plain"
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: 1 shards optimizer, 2 gradients, 3 parameters
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations; weights stay fp32
+    # Of activations; weights stay fp32. auto: bf16 where the hardware computes in it, else fp32.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     timeout_sec: float = 600.0  # a rank that does not answer for so long is an error
     max_nonfinite_steps: int = 10  # updates in a row with NaN or infinity before giving up
 

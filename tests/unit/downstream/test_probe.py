@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.downstream.probe import leave_one_group_out, linear_probe, pooled
+from speechssl.downstream.probe import WeightedLogistic, leave_one_group_out, linear_probe, pooled
 from speechssl.errors import DataError
 from speechssl.types import Frames
 
@@ -25,7 +25,7 @@ def test_pooled_stacks_layers_and_ignores_padding():
     assert pooled(Frames(layers[0], lens), "mean").shape == (2, 1, 4)
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "lda"])
+@pytest.mark.parametrize("classifier", ["logistic", "weighted", "lda"])
 def test_probe_reads_what_is_there_and_guesses_what_is_not(classifier):
     x, y = clusters(0)
     test_x, test_y = clusters(1)
@@ -44,6 +44,32 @@ def test_probe_chooses_the_layer_that_knows():
     assert linear_probe(stack, y, test_stack, test_y) > 0.95
 
 
+def test_one_layer_weighted_is_plain_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = clusters(0, spread=1.5)
+    scaled = StandardScaler().fit_transform(x)
+    for strength in (0.01, 1.0):
+        theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=1000).fit(scaled, y)
+        ours = WeightedLogistic(strength).fit(x[:, None], y)
+        # A bias common to all classes changes nothing.
+        np.testing.assert_allclose(ours.weight.numpy().T, theirs.coef_, atol=2e-3)
+        bias = (ours.bias - ours.bias.mean()).numpy()
+        np.testing.assert_allclose(bias, theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
+
+
+def test_weighted_sum_leans_on_the_layer_that_knows():
+    x, y = clusters(0)
+    noise = np.random.default_rng(2)
+    stack = np.stack([noise.normal(size=x.shape), x, np.full(x.shape, 3.0)], 1)
+    fitted = WeightedLogistic(1.0).fit(stack, y)
+    share = fitted.alpha.softmax(0)
+    assert float(share[1]) > 0.8
+    assert fitted.score(stack, y) > 0.95
+    assert fitted.score(stack, (y + 1) % 3) < 0.05
+
+
 def test_test_labels_never_reach_the_fit():
     x, y = clusters(0)
     test_x, test_y = clusters(1)
@@ -59,7 +85,7 @@ def test_classes_with_one_item_still_work():
     assert 0.0 <= linear_probe(x, y, x, y) <= 1.0
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "lda"])
+@pytest.mark.parametrize("classifier", ["logistic", "weighted", "lda"])
 def test_leave_one_group_out_gives_one_score_a_group(classifier):
     x, y = clusters(0, count=90)
     groups = np.repeat(["s1", "s2", "s3"], 30)

@@ -108,6 +108,16 @@ def test_bf16_runs_under_autocast():
     assert all(p.dtype == torch.float32 for p in half.objective.parameters())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_what_the_processor_computes_in(native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    engine = engine_for(precision="auto")
+    engine.step(toy.ToyData().update(0))
+    assert engine.cfg.precision == ("bf16" if native else "fp32")
+    assert engine.objective.dtype_seen == (torch.bfloat16 if native else torch.float32)
+
+
 def test_fp16_is_refused_on_cpu():
     with pytest.raises(ConfigError, match="precision is fp16"):
         engine_for(precision="fp16")

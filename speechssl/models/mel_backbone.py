@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from speechssl.errors import ConfigError
 from speechssl.geometry import FrameGeometry
 from speechssl.models.backbone import Backbone, normalize
 from speechssl.models.blocks.norms import standardise
-from speechssl.models.features.mel import HOP, WINDOW, LogMel
+from speechssl.models.features.mel import HOP, WINDOW, LogMel, stack_frames
 from speechssl.models.presets import BackboneConfig
 from speechssl.types import Frames
 
@@ -60,11 +59,7 @@ class MelBackbone(Backbone):
             wave = normalize(wave, wave_lens)
         mel = (self.feature_extractor(wave) - LEVEL) / SPREAD  # (B, F, bins)
         lens = self.geometry.frames(wave_lens)
-        # The second half of the last frame may be beyond the end: it then repeats the first.
-        starts = 2 * torch.arange(self.geometry.frames(wave.shape[1]), device=wave.device)
-        fine = ((wave_lens - WINDOW) // HOP).clamp(min=0)  # last valid 10 ms frame, (B,)
-        second = torch.minimum(starts + 1, fine[:, None])[..., None].expand(-1, -1, mel.shape[2])
-        x = torch.cat([mel[:, starts], mel.gather(1, second)], -1)  # (B, T, 2 bins)
+        x = stack_frames(mel, wave_lens, self.geometry.frames(wave.shape[1]), self.geometry.hop)
         if self.cfg.conv_norm == "group":
             x = standardise(x, lens, least_std=LEAST_STD / SPREAD)
         return Frames(x, lens)

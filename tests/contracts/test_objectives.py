@@ -22,6 +22,7 @@ from speechssl.models.backbone import build_backbone
 from speechssl.models.bundle import load_bundle, save_bundle
 from speechssl.models.presets import preset
 from speechssl.objectives.base import Objective
+from speechssl.objectives.masking import SpanMask
 from speechssl.types import Batch, Progress, Utterance
 
 NAMES = sorted(lookup.names())
@@ -44,6 +45,7 @@ AGGREGATOR = {
     "context_kernels": (2, 3),
 }
 OVERRIDES = {
+    "bestrq": {"codebooks": 2, "level_codebooks": 1, "codes": 16, "mask": SpanMask(0.5, 3)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
 }
 

@@ -1,7 +1,8 @@
-"""Discrete targets: the Gumbel product quantiser."""
+"""Discrete targets: the Gumbel product quantiser, and random projections."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,6 +56,36 @@ class GumbelQuantizer(nn.Module):
             books = self.codevectors.view(self.groups, self.codes, -1)
             vectors = torch.einsum("mgv,gvd->mgd", choice, books).flatten(1)
         return Quantized(vectors, codes, probs)
+
+
+class RandomQuantizer(nn.Module):
+    """Codes of vectors by random projections that never learn (arXiv 2202.01855, section 3.1).
+
+    Each of `books` codebooks projects to `code_dim` dimensions and names the nearest of `codes`
+    directions. Both are buffers: they are saved with the model, and drawn from their own seed.
+    Differs: several codebooks; the paper has one.
+    """
+
+    projection: Tensor  # (K, n, d)
+    codebook: Tensor  # (K, V, d), rows of length 1
+
+    def __init__(self, dim: int, books: int, codes: int, code_dim: int, seed: int = 0) -> None:
+        super().__init__()
+        source = torch.Generator().manual_seed(seed)
+        bound = math.sqrt(6 / (dim + code_dim))  # Xavier's
+        projection = torch.rand(books, dim, code_dim, generator=source, device="cpu")
+        codebook = torch.randn(books, codes, code_dim, generator=source, device="cpu")
+        self.register_buffer("projection", (2 * projection - 1) * bound)
+        self.register_buffer("codebook", F.normalize(codebook, dim=-1))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """X (M, K, n), what each codebook looks at, -> codes (M, K) int64; always in fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            # Of directions of equal length the nearest has the largest product; the length of the
+            # projected vector plays no part.
+            projected = torch.einsum("mkn,knd->kmd", x.float(), self.projection)
+            return (projected @ self.codebook.transpose(1, 2)).argmax(-1).T
 
 
 def gumbel_noise(

@@ -56,3 +56,19 @@ class LogMel(nn.Module):
             frames = (frames - PREEMPHASIS * before) * self.window
             power = torch.fft.rfft(frames, n=FFT).abs().square()
             return (power @ self.bank).clamp(min=FLOOR).log()
+
+
+def stack_frames(mel: Tensor, wave_lens: Tensor, frames: int, hop: int) -> Tensor:
+    """Neighbouring log-mel frames (B, F, n) side by side: (B, frames, r n), r = hop / 160.
+
+    Row i of an utterance of `wave_lens` (B,) samples holds its mel frames r i to r i + r - 1, those
+    that start with the samples hop * i on. Where the utterance ends before, the last one repeats.
+    Raises ValueError when `hop` is no multiple of 160.
+    """
+    if hop % HOP:
+        raise ValueError(f"got frames of {hop} samples, expected a multiple of {HOP}")
+    ratio = hop // HOP
+    wanted = torch.arange(frames * ratio, device=mel.device)
+    last = ((wave_lens - WINDOW) // HOP).clamp(min=0)  # (B,)
+    index = torch.minimum(wanted, last[:, None])[..., None].expand(-1, -1, mel.shape[2])
+    return mel.gather(1, index).unflatten(1, (frames, ratio)).flatten(2)

@@ -67,32 +67,28 @@ class SpeechDataset:
         """The example of utterance `index` in `epoch`.
 
         Raises AudioError where the audio is missing, damaged, shorter than promised, or silent
-        (if `reject_silence`).
+        (if `reject_silence`) all over: a silent crop gives way to one about the loudest sample.
         """
         utterance = self.utterances[index]
         rate, whole = self._heard(index, epoch)
         wanted = whole if self.max_samples is None else min(whole, self.max_samples)
-        first = 0
+        first, starts = 0, (whole - wanted) // self.geometry.hop + 1
         if wanted < whole:
-            starts = (whole - wanted) // self.geometry.hop + 1
             draw = generator(self.seed, epoch, utterance.id, "crop").integers(starts)
             first = int(draw) * self.geometry.hop
-        scale = utterance.rate_hz / rate
-        begin = utterance.start + round(first * scale)
-        end = utterance.start + min(utterance.num_samples, round((first + wanted) * scale))
-        wave = read(
-            utterance.audio,
-            begin,
-            end - begin,
-            rate_hz=rate,
-            channel=self.channel,  # type: ignore[arg-type]
-        )
+        wave = self._span(utterance, rate, first, wanted)
         if self.reject_silence and is_silent(wave):
-            raise AudioError(
-                f"{utterance.audio}: utterance '{utterance.id}' is silent (below -80 dBFS); "
-                "expected speech: drop it from the manifest",
-                kind="silent",
-            )
+            if wanted < whole:  # the crop may have fallen into a pause of good speech
+                loudest = int(np.abs(self._span(utterance, rate, 0, whole)).argmax())
+                place = (loudest - wanted // 2) // self.geometry.hop
+                first = min(max(place, 0), starts - 1) * self.geometry.hop
+                wave = self._span(utterance, rate, first, wanted)
+            if is_silent(wave):
+                raise AudioError(
+                    f"{utterance.audio}: utterance '{utterance.id}' is silent (below -80 dBFS); "
+                    "expected speech: drop it from the manifest",
+                    kind="silent",
+                )
         # Resampling may round a sample up or down; the planned length is the one that counts.
         if len(wave) < wanted:
             wave = np.pad(wave, (0, wanted - len(wave)))
@@ -100,6 +96,19 @@ class SpeechDataset:
         if self.augment is not None:
             wave = self.augment(wave, generator(self.seed, epoch, utterance.id, "augment"))
         return Example(utterance, wave)
+
+    def _span(self, utterance: Utterance, rate_hz: int, first: int, wanted: int) -> np.ndarray:
+        """Samples `first` to `first + wanted` of an utterance, counted at the rate of reading."""
+        scale = utterance.rate_hz / rate_hz
+        begin = utterance.start + round(first * scale)
+        end = utterance.start + min(utterance.num_samples, round((first + wanted) * scale))
+        return read(
+            utterance.audio,
+            begin,
+            end - begin,
+            rate_hz=rate_hz,
+            channel=self.channel,  # type: ignore[arg-type]
+        )
 
     def _heard(self, index: int, epoch: int | None) -> tuple[int, int]:
         """The rate to read an utterance at, and its whole length then: speed is a matter of rate.

@@ -94,6 +94,20 @@ def test_crops_move_between_epochs_and_start_on_the_frame_grid(tmp_path):
     assert len(set(starts)) > 3
 
 
+def test_a_crop_in_a_pause_gives_way_to_one_with_speech(tmp_path):
+    wave = np.zeros(16000 * 12)
+    wave[100_000:101_000] = np.random.default_rng(0).standard_normal(1000) * 0.1
+    sf.write(tmp_path / "pauses.wav", wave, 16000)
+    pauses = Utterance("p", str(tmp_path / "pauses.wav"), len(wave), 16000)
+    data = TrainData([pauses], GEOMETRY, CFG, plan)
+    batches = [batch for update in flat(data, 0, 12) for batch in update]
+    assert data.skips.total == 0
+    assert all(float(batch.wave.abs().max()) > 0.1 for batch in batches)
+    again = TrainData([pauses], GEOMETRY, CFG, plan)
+    repeated = [batch for update in flat(again, 0, 12) for batch in update]
+    assert all(same(a, b) for a, b in zip(batches, repeated, strict=True))
+
+
 def test_unusable_audio_is_skipped_counted_and_limited(corpus, tmp_path, caplog):
     Path(corpus[0].audio).write_bytes(b"")
     silent = Path(corpus[3].audio)

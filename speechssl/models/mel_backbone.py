@@ -8,15 +8,12 @@ from speechssl.errors import ConfigError
 from speechssl.geometry import FrameGeometry
 from speechssl.models.backbone import Backbone, normalize
 from speechssl.models.blocks.norms import standardise
-from speechssl.models.features.mel import HOP, WINDOW, LogMel, stack_frames
+from speechssl.models.features.mel import HOP, LEAST_STD, WINDOW, LogMel, stack_frames
 from speechssl.models.presets import BackboneConfig
 from speechssl.types import Frames
 
 #: Level and spread of speech in Kaldi's log-mel (measured on read English): brings values near 1.
 LEVEL, SPREAD = 14.0, 4.0
-#: Least standard deviation (nats) that a bin is divided by. Bins above the band of upsampled
-#: telephone speech hold a noise floor of about 0.5 that would be blown up to the size of speech.
-LEAST_STD = 1.0
 
 
 class MelBackbone(Backbone):

@@ -1,4 +1,4 @@
-"""InfoNCE against other frames, without gathering copies of them."""
+"""InfoNCE against other masked frames, without gathering copies of them."""
 
 from __future__ import annotations
 
@@ -103,29 +103,3 @@ def accuracy_sum(logits: Tensor) -> Tensor:
     best = logits.argmax(-1) == 0
     worst = logits.argmin(-1) == 0
     return (best & ~worst).sum()
-
-
-def utterance_contrast(vectors: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Frames of one utterance against those of all others: vectors (M, F), rows (M,) of which.
-
-    For each frame the mean, over the other frames of its utterance, of -log softmax of the cosine
-    over `temperature` among all frames but itself. Returns the sum over frames and how many have
-    their nearest neighbour in their own utterance. Frames that are alone in their utterance, or
-    whose utterance is alone, count nothing.
-
-    Source: the utterance-wise contrast of UniSpeech-SAT (arXiv 2110.05752, eq. 2) in the form of
-    arXiv 2004.11362, eq. 2. Differs from the former: both sides are frames, none is quantised.
-    """
-    if len(vectors) < 2:  # a softmax over nothing has no gradient but NaN
-        return vectors.float().sum() * 0.0, rows.new_zeros(())
-    with torch.autocast(vectors.device.type, enabled=False):
-        x = F.normalize(vectors.float(), dim=-1, eps=1e-8)
-        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        scores = (x @ x.T / temperature).masked_fill(itself, float("-inf"))
-        same = (rows[:, None] == rows) & ~itself
-        partners = same.sum(1)
-        useful = (partners > 0) & (partners < len(x) - 1)
-        log_share = scores.masked_fill(itself, 0.0) - scores.logsumexp(1, keepdim=True)
-        losses = -(log_share * same).sum(1) / partners.clamp(min=1)
-        nearest = same.gather(1, scores.argmax(1, keepdim=True))[:, 0]
-    return torch.where(useful, losses, 0.0).sum(), (nearest & useful).sum()

@@ -45,7 +45,7 @@ AGGREGATOR = {
     "context_kernels": (2, 3),
 }
 OVERRIDES = {
-    "bestrq": {"codebooks": 2, "level_codebooks": 1, "codes": 16, "mask": SpanMask(0.5, 3)},
+    "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
 }
 

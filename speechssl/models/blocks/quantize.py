@@ -80,11 +80,11 @@ class RandomQuantizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """X (M, K, n), what each codebook looks at, -> codes (M, K) int64; always in fp32."""
+        """X (M, n) -> codes (M, K) int64, always in fp32."""
         with torch.autocast(x.device.type, enabled=False):
             # Of directions of equal length the nearest has the largest product; the length of the
             # projected vector plays no part.
-            projected = torch.einsum("mkn,knd->kmd", x.float(), self.projection)
+            projected = torch.einsum("mn,knd->kmd", x.float(), self.projection)
             return (projected @ self.codebook.transpose(1, 2)).argmax(-1).T
 
 

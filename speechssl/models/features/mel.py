@@ -9,6 +9,9 @@ WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms, 10 ms
 LOW_HZ, RATE_HZ = 20.0, 16000
 PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps
+#: Least standard deviation (nats) that a bin is divided by. Bins above the band of upsampled
+#: telephone speech hold a noise floor of about 0.5 that would be blown up to the size of speech.
+LEAST_STD = 1.0
 
 
 def mel(hz: Tensor) -> Tensor:

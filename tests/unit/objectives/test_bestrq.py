@@ -12,10 +12,9 @@ import torch
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone, normalize
 from speechssl.models.blocks.quantize import RandomQuantizer
-from speechssl.models.features.mel import LogMel, stack_frames
+from speechssl.models.features.mel import LEAST_STD, LogMel, stack_frames
 from speechssl.models.presets import preset
-from speechssl.objectives.bestrq import LEAST_STD, BestRQ
-from speechssl.objectives.contrast import utterance_contrast
+from speechssl.objectives.bestrq import BestRQ
 from speechssl.objectives.masking import SpanMask
 from speechssl.rng import generator
 from speechssl.types import Batch
@@ -32,8 +31,7 @@ SHAPE: dict[str, Any] = {
     "dropout": 0.0,
 }
 SMALL: dict[str, Any] = {
-    "codebooks": 2,
-    "level_codebooks": 1,
+    "codebooks": 3,
     "codes": 6,
     "code_dim": 4,
     "mel_bins": 10,
@@ -79,21 +77,19 @@ def reference_codes(objective: BestRQ, batch: Batch, row: int) -> list[list[int]
         torch.cat([mel[min(ratio * i + j, len(mel) - 1)] for j in range(ratio)])
         for i in range(int(batch.frame_lens[row]))
     ]
-    kinds = [bestrq_ref.normalised(stacked, LEAST_STD)] * objective.cfg.codebooks
-    kinds += [bestrq_ref.levelled(stacked)] * objective.cfg.level_codebooks
+    normal = bestrq_ref.normalised(stacked, LEAST_STD)
     q = objective.quantizer
     return [
         [
-            bestrq_ref.code(kind[i], q.projection[k].double(), q.codebook[k].double())
-            for k, kind in enumerate(kinds)
+            bestrq_ref.code(frame, projection.double(), codebook.double())
+            for projection, codebook in zip(q.projection, q.codebook, strict=True)
         ]
-        for i in range(len(stacked))
+        for frame in normal
     ]
 
 
-@pytest.mark.parametrize("utterance_weight", [0.0, 0.7])
-def test_loss_and_gradients_equal_the_slow_reference(utterance_weight: float):
-    objective = build(utterance_weight=utterance_weight, utterance_layer=1).double()
+def test_loss_and_gradients_equal_the_slow_reference():
+    objective = build().double()
     for part in (objective.mel, objective.quantizer):
         part.float()  # targets are made in single precision by design
     batch = make_batch(objective, LENGTHS)
@@ -106,7 +102,7 @@ def test_loss_and_gradients_equal_the_slow_reference(utterance_weight: float):
     mask = batch.mask
     assert mask is not None
     z = objective.backbone.encode(batch.wave, batch.wave_lens)
-    context = objective.backbone.context(z, mask, layers=True)
+    context = objective.backbone.context(z, mask)
     total = torch.zeros((), dtype=torch.float64)
     right = 0
     for row in range(len(LENGTHS)):
@@ -117,11 +113,6 @@ def test_loss_and_gradients_equal_the_slow_reference(utterance_weight: float):
                 wanted = codes[frame][book]
                 total = total + bestrq_ref.cross_entropy(logits[book], wanted) / 3
                 right += int(logits[book].argmax()) == wanted
-    if utterance_weight:
-        vectors = objective.project_utterance(context.layers[1][mask])
-        rows = mask.nonzero()[:, 0].tolist()
-        temperature = objective.cfg.utterance_temperature
-        total = total + utterance_weight * bestrq_ref.utterance_loss(vectors, rows, temperature)
     total.backward()
     # The library's softmaxes run in single precision, whatever the weights are.
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
@@ -146,18 +137,6 @@ def test_targets_depend_on_neither_gain_padding_nor_mask():
             assert torch.equal(found[row, :frames], codes[row, :frames])
 
 
-def test_level_codes_hear_the_channel_and_normalised_ones_do_not():
-    objective = build(codes=64)
-    batch = make_batch(objective, [16000])
-    # A filter that lifts the upper bands, as another microphone would.
-    brighter = batch.wave.clone()
-    brighter[:, 1:] -= 0.9 * batch.wave[:, :-1]
-    codes, filtered = objective.targets(batch), objective.targets(replace(batch, wave=brighter))
-    same = (codes == filtered).float().mean((0, 1))  # per codebook
-    assert float(same[:2].mean()) > 0.5
-    assert float(same[2]) < float(same[:2].min()) - 0.2
-
-
 def test_quantiser_never_learns_repeats_and_is_saved():
     objective = build()
     assert not [n for n, _ in objective.named_parameters() if n.startswith(("quantizer", "mel"))]
@@ -167,7 +146,7 @@ def test_quantiser_never_learns_repeats_and_is_saved():
     assert torch.equal(again.codebook, objective.quantizer.codebook)
     assert torch.equal(again.projection, objective.quantizer.projection)
     torch.testing.assert_close(again.codebook.norm(dim=-1), torch.ones(3, 6))
-    x = torch.randn(50, 3, 20)
+    x = torch.randn(50, 20)
     assert torch.equal(again(x), again(7.0 * x))
 
 
@@ -198,26 +177,6 @@ def test_stacked_frames_start_with_the_frame(hop: int):
         stack_frames(mel, lens, 3, 100)
 
 
-def test_utterance_contrast_counts_what_can_be_told_apart():
-    torch.manual_seed(0)
-    vectors = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
-    rows = torch.tensor([0, 0, 0, 1, 1, 2, 0])
-    loss, _ = utterance_contrast(vectors, rows, 0.2)
-    want = bestrq_ref.utterance_loss(vectors, rows.tolist(), 0.2)
-    assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-6)
-    for few, ids in ((1, [0]), (3, [0, 0, 0]), (0, [])):
-        x = torch.randn(few, 4, requires_grad=True)
-        loss, found = utterance_contrast(x, torch.tensor(ids, dtype=torch.long), 0.2)
-        loss.backward()
-        assert float(loss.detach()) == int(found) == 0
-        assert x.grad is not None
-        assert bool(x.grad.isfinite().all())
-    apart = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
-    loss, found = utterance_contrast(apart, torch.tensor([0, 0, 1, 1, 2, 2]), 0.05)
-    assert int(found) == 6
-    assert float(loss) < 1e-6
-
-
 def test_summary_names_what_accuracy_has_to_beat():
     objective = build()
     summary = objective.summary(objective(make_batch(objective, LENGTHS)).logs)
@@ -229,10 +188,9 @@ def test_summary_names_what_accuracy_has_to_beat():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"codebooks": 0, "level_codebooks": 0}, "at least 1 in all"),
-        ({"codes": 1}, "codes 1"),
-        ({"utterance_weight": -1.0}, "utterance_weight -1"),
-        ({"utterance_weight": 1.0, "utterance_layer": 3}, "expected 0 to 2"),
+        ({"codebooks": 0}, "codebooks: got 0"),
+        ({"codes": 1}, "codes: got 1"),
+        ({"code_dim": 0}, "code_dim: got 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], told: str):

@@ -52,6 +52,7 @@ class Plan:
     mask: np.ndarray | None = None  # (B, T) bool, True = hidden; never True on padding
     channel_mask: np.ndarray | None = None  # (B, D) bool, True = channel set to zero
     negatives: np.ndarray | None = None  # int64, shape as the objective that drew it says
+    views: np.ndarray | None = None  # (B, 2, 2) int64, first frame and frames of two segments
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class Batch:
     mask: Tensor | None = None  # (B, T) bool, True = hidden
     channel_mask: Tensor | None = None  # (B, D) bool, True = zeroed
     negatives: Tensor | None = None  # int64, shape as the objective says
+    views: Tensor | None = None  # (B, 2, 2) int64, first frame and frames of two segments
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
     speakers: Tensor | None = None  # (B,) int64 class index

@@ -2,9 +2,9 @@
 # speechocean762: a few hours of read English by 250 speakers, half of them children.
 # Does pre-training help? Word error rate with 10 minutes and 1 hour of labels, beside the same
 # network from scratch; frozen representations beside log-mel and random weights; speakers too.
-#   0 manifests     1 pre-train      2 speech recognition (fine-tuned and frozen)
-#   3 speaker identification (frozen and fine-tuned)   4 evaluate on dev and test
-#   5 RESULTS.md and curves
+#   0 manifests     1 pre-train (BEST-RQ, and SimCLR for speakers)
+#   2 speech recognition (fine-tuned and frozen)       3 speaker identification (frozen)
+#   4 evaluate the recognisers on dev and test         5 RESULTS.md and curves
 # --data is the folder that holds so762_full/ or so762/ (manifest.jsonl and audio).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -37,9 +37,14 @@ demo_as_so762() {
   for size in 10min 1h; do cp "$manifests/asr_train.jsonl" "$manifests/asr_train_$size.jsonl"; done
 }
 
+# For what is said, masked prediction; for who says it, utterances against each other.
 pretrain() {
-  train --config $recipe/conf/pretrain.yaml --run.out "$out/pretrain" \
-    --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
+  local name
+  for name in pretrain pretrain_speaker; do
+    at_once $name train --config $recipe/conf/$name.yaml --run.out "$out/$name" \
+      --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
+  done
+  all_done
 }
 
 # asr CONFIG NAME SIZE OPTION...: one recogniser, trained on SIZE of labels; CONFIG_SIZE.yaml, where
@@ -66,36 +71,17 @@ recognisers() {
   all_done
 }
 
-# speaker CONFIG NAME OPTION...: one speaker classifier.
-speaker() {
-  local config=$1 name=$2
-  shift 2
-  at_once "speaker_$name" train --config "$recipe/conf/$config.yaml" \
-    --run.out "$out/speaker/$name" "$@" \
-    --data.train "$manifests/spk_train.jsonl" --data.valid "$manifests/spk_dev.jsonl"
-}
-
-speakers() {
-  speaker speaker ssl --init.from "$out/pretrain/model"
-  speaker speaker scratch --backbone.preset filterbank-tiny
-  speaker speaker_frozen frozen_ssl --init.from "$out/pretrain/model"
-  speaker speaker_frozen frozen_random --backbone.preset filterbank-tiny
-  speaker speaker_frozen frozen_logmel --backbone.preset logmel --backbone.conv_norm group
-}
-
-# Frozen: the model, random weights and log-mel under a closed-form classifier of one layer.
-speaker_probes() {
-  local split
-  for split in dev test; do
-    at_once "probe_$split" speechssl probe "$out/pretrain/model" --label speaker --classifier lda \
-      --train "$manifests/spk_train.jsonl" --test "$manifests/spk_$split.jsonl" \
-      --out "$out/speaker_probe_$split.json"
-  done
+# Frozen: both models, random weights and log-mel under one linear classifier, scored on dev and test.
+# CLASSIFIER POOL: `weighted mean` is SUPERB's probe, `lda mean_std` a closed form on one layer.
+speaker_probe() {
+  at_once "$1" speechssl probe "$out/pretrain_speaker/model" "$out/pretrain/model" --label speaker \
+    --classifier "$1" --pool "$2" --train "$manifests/spk_train.jsonl" \
+    --test "$manifests/spk_dev.jsonl" "$manifests/spk_test.jsonl" --out "$out/speaker_$1.json"
 }
 
 speaker_identification() {
-  speaker_probes
-  speakers
+  speaker_probe weighted mean
+  speaker_probe lda mean_std
   all_done
 }
 
@@ -104,10 +90,6 @@ evaluate() {
   for split in dev test; do
     for run in "$out"/asr/*; do
       at_once "${run##*/}" speechssl evaluate "$run/model" "$manifests/asr_$split.jsonl" \
-        --out "$run/eval_$split"
-    done
-    for run in "$out"/speaker/*; do
-      at_once "${run##*/}" speechssl evaluate "$run/model" "$manifests/spk_$split.jsonl" \
         --out "$run/eval_$split"
     done
   done
@@ -121,8 +103,7 @@ results() {
     speechssl report "$out/asr/ssl_$size" "$out/asr/scratch_$size" --out "$out/curves_asr_$size.png" \
       --labels "pre-trained" "from scratch"
   done
-  speechssl report "$out"/speaker/{ssl,scratch} --out "$out/curves_speaker.png" \
-    --labels "pre-trained" "from scratch"
+  speechssl report "$out/pretrain_speaker" --out "$out/curves_pretrain_speaker.png"
   results_table | tee "$out/RESULTS.md"
 }
 
@@ -134,22 +115,14 @@ asr_row() {
     "$(percent "$test" wer)" "$(interval "$test")" "$(percent "$test" cer)"
 }
 
+# speaker_row TITLE CLASSIFIER N: the N-th system of a probe, on dev and test.
 speaker_row() {
-  local dev=$out/speaker/$2/eval_dev/speaker.json test=$out/speaker/$2/eval_test/speaker.json
-  printf '| %s | %s | %s |\n' "$1" "$(percent "$dev" accuracy)" "$(percent "$test" accuracy)"
-}
-
-# The N-th system of the probe: the model, random weights, log-mel.
-probe_row() {
-  local dev test
-  dev=$(json_column "$out/speaker_probe_dev.json" accuracy | sed -n "$2p")
-  test=$(json_column "$out/speaker_probe_test.json" accuracy | sed -n "$2p")
-  LC_ALL=C awk -v title="$1" -v dev="$dev" -v test="$test" \
-    'BEGIN { printf "| %s | %.1f | %.1f |\n", title, 100 * dev, 100 * test }'
+  json_column "$out/speaker_$2.json" accuracy | sed -n "$((2 * $3 - 1)),$((2 * $3))p" | tr '\n' ' ' \
+    | LC_ALL=C awk -v title="$1" '{ printf "| %s | %.1f | %.1f |\n", title, 100 * $1, 100 * $2 }'
 }
 
 results_table() {
-  local size
+  local size classifier how
   printf '# Results: speechocean762\n\n'
   provenance
   # shellcheck disable=SC2016 # the backquotes are Markdown's
@@ -165,21 +138,21 @@ results_table() {
     asr_row "random weights, frozen" frozen_random "$size"
     asr_row "log-mel, same head" frozen_logmel "$size"
   done
-  printf '\n## Speaker identification, closed set (accuracy, percent)\n\n'
-  printf '| start | dev | test |\n| --- | --- | --- |\n'
-  speaker_row "pre-trained, frozen, weighted sum" frozen_ssl
-  speaker_row "random weights, frozen, weighted sum" frozen_random
-  speaker_row "log-mel, same probe" frozen_logmel
-  probe_row "pre-trained, frozen, best layer, LDA" 1
-  probe_row "random weights, frozen, best layer, LDA" 2
-  probe_row "log-mel, LDA" 3
-  speaker_row "pre-trained, fine-tuned" ssl
-  speaker_row "from scratch, same budget" scratch
+  printf '\n## Speaker identification, frozen, closed set (accuracy, percent)\n\n'
+  printf '| representation | dev | test |\n| --- | --- | --- |\n'
+  for classifier in weighted lda; do
+    how="weighted sum of layers, mean over time, logistic regression"
+    if [[ $classifier == lda ]]; then how="best layer, mean and deviation over time, LDA"; fi
+    speaker_row "SimCLR: $how" "$classifier" 1
+    speaker_row "BEST-RQ: $how" "$classifier" 2
+    speaker_row "random weights: $how" "$classifier" 3
+    speaker_row "log-mel: $how" "$classifier" 4
+  done
 }
 
 run_stage 0 "manifests" manifest_stage
-run_stage 1 "pre-train wav2vec 2.0" pretrain pretrain
+run_stage 1 "pre-train" pretrain pretrain pretrain_speaker
 run_stage 2 "speech recognition" recognisers ctc ctc_10min ctc_frozen
-run_stage 3 "speaker identification" speaker_identification speaker speaker_frozen
+run_stage 3 "speaker identification" speaker_identification
 run_stage 4 "evaluate" evaluate
 run_stage 5 "results" results

@@ -6,9 +6,9 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechssl.cli.inputs import add_model_options
@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("models", nargs="+", metavar="MODEL", help="model folders or hub ids")
     p.add_argument("--train", nargs="+", required=True, metavar="MANIFEST", help="to fit on")
-    p.add_argument("--test", nargs="+", default=(), metavar="MANIFEST", help="to score on")
+    p.add_argument(
+        "--test", nargs="+", default=(), metavar="MANIFEST", help="to score on, each by itself"
+    )
     p.add_argument("--label", default="speaker", help="manifest key to predict (%(default)s)")
     p.add_argument(
         "--group",
@@ -82,12 +84,13 @@ def main(argv: Sequence[str]) -> int:
     args.device = pick_device(args.device)
     skips = Skips()
     train = labelled(args.train, args.label, args.group)
-    test = labelled(args.test, args.label, None) if args.test else None
+    tests = {path: labelled([path], args.label, None) for path in args.test}
     rows = [
         {"system": name} | row
         for name, backbone in systems(args.models, baselines, args.seed, plugins=args.plugins)
-        for row in probe(backbone.to(args.device).eval(), train, test, args, skips)
+        for row in probe(backbone.to(args.device).eval(), train, tests, args, skips)
     ]
+    scored = [label for part in tests.values() or [train] for label in part.labels]
     tell_skipped(skips)
     results = {
         "label": args.label,
@@ -97,9 +100,9 @@ def main(argv: Sequence[str]) -> int:
         "layer": args.layer,
         "seed": args.seed,
         "train": {"manifests": list(args.train), "utterances": len(train.utterances)},
-        "test": {"manifests": list(args.test), "utterances": len((test or train).utterances)},
+        "test": {"manifests": list(args.test), "utterances": len(scored)},
         "classes": len(set(train.labels)),
-        "chance": _commonest((test or train).labels),
+        "chance": _commonest(scored),
         "results": rows,
     }
     if args.out:
@@ -116,18 +119,20 @@ def systems(
     """Name and frozen network of everything compared; twins of equal shape come once."""
     import torch
 
+    from speechssl.config import FREE_BACKBONE_KEYS
     from speechssl.models.backbone import build_backbone
     from speechssl.models.bundle import load
     from speechssl.models.presets import preset
 
-    shapes = []
+    shapes = {}
     for name in models:
         backbone = load(name, plugins=plugins).backbone
         yield name, backbone
-        if backbone.cfg not in shapes:
-            shapes.append(backbone.cfg)
+        settings = asdict(backbone.cfg).items()
+        shape = tuple((key, value) for key, value in settings if key not in FREE_BACKBONE_KEYS)
+        shapes.setdefault(shape, backbone.cfg)
     if "random" in baselines:
-        for cfg in shapes:
+        for cfg in shapes.values():
             torch.manual_seed(seed)
             yield f"random ({cfg.preset})", build_backbone(cfg)
     if "logmel" in baselines:
@@ -137,55 +142,43 @@ def systems(
 def probe(
     backbone: Backbone,
     train: Labelled,
-    test: Labelled | None,
+    tests: Mapping[str, Labelled],
     args: argparse.Namespace,
     skips: Skips,
 ) -> list[dict[str, Any]]:
-    """Accuracies of one system: one row, or one a layer."""
-    from speechssl.downstream.probe import leave_one_group_out, linear_probe
+    """Accuracies of one system: a row for each test manifest, times layers where asked for all."""
+    from speechssl.downstream.probe import fit_probe, leave_one_group_out
 
     x, train = features(backbone, train, args, skips)
-    size = len(train.utterances)
-    if test is not None:
-        test_x, test = features(backbone, test, args, skips)
+    heard = {path: features(backbone, test, args, skips) for path, test in tests.items()}
+    for path, (_, test) in heard.items():
         unseen = sorted(set(test.labels) - set(train.labels))
         if unseen:
             raise DataError(
-                f"probe: {len(unseen)} values of '{args.label}' in --test are not in --train, "
-                f"such as {unseen[:3]}; nobody can predict them"
+                f"probe: {len(unseen)} values of '{args.label}' in --test {path} are not in "
+                f"--train, such as {unseen[:3]}; nobody can predict them"
             )
-        size = len(test.utterances)
+    settings: dict[str, Any] = {"classifier": args.classifier, "seed": args.seed}
     rows = []
     for layer in range(x.shape[1]) if args.layer == "all" else [None]:
         part = slice(None) if layer is None else slice(layer, layer + 1)
-        row: dict[str, Any] = {"layer": "best" if layer is None else layer}
-        if test is not None:
-            with _readable_errors(train):
-                row["accuracy"] = linear_probe(
-                    x[:, part],
-                    train.labels,
-                    test_x[:, part],
-                    test.labels,
-                    groups=train.groups,
-                    classifier=args.classifier,
-                    seed=args.seed,
-                )
-        else:
-            assert train.groups is not None
-            with _readable_errors(train):
-                scores = leave_one_group_out(
-                    x[:, part],
-                    train.labels,
-                    train.groups,
-                    classifier=args.classifier,
-                    seed=args.seed,
-                )
-            sizes = Counter(train.groups)
-            row["accuracy"] = sum(scores[g] * sizes[g] for g in scores) / size
-            row["per_group"] = scores
-        row["ci95"] = wilson(row["accuracy"], size)
-        row["dim"] = x.shape[2]
-        rows.append(row)
+        shown: dict[str, Any] = {"layer": "best" if layer is None else layer, "dim": x.shape[2]}
+        if args.layer == "best" and args.classifier == "weighted":
+            shown["layer"] = "all"
+        with _readable_errors(train):
+            if not heard:
+                assert train.groups is not None
+                scores = leave_one_group_out(x[:, part], train.labels, train.groups, **settings)
+                sizes = Counter(train.groups)
+                accuracy = sum(scores[g] * sizes[g] for g in scores) / len(train.labels)
+                ci95 = wilson(accuracy, len(train.labels))
+                rows.append(shown | {"accuracy": accuracy, "per_group": scores, "ci95": ci95})
+                continue
+            fitted = fit_probe(x[:, part], train.labels, groups=train.groups, **settings)
+        for path, (test_x, test) in heard.items():
+            accuracy = fitted.score(test_x[:, part], test.labels)
+            ci95 = wilson(accuracy, len(test.labels))
+            rows.append(shown | {"test": path, "accuracy": accuracy, "ci95": ci95})
     return rows
 
 
@@ -264,19 +257,22 @@ def wilson(share: float, count: int) -> list[float]:
 
 def table(results: dict[str, Any]) -> str:
     """Systems beside each other."""
-    width = max(len(row["system"]) for row in results["results"])
+    rows = results["results"]
+    width = max(len(row["system"]) for row in rows)
+    tests = len(results["test"]["manifests"]) > 1
+    on = max(len(row.get("test", "")) for row in rows) + 2 if tests else 0
     in_turn = results["group"] and not results["test"]["manifests"]
     how = f", leaving out one {results['group']} in turn" if in_turn else ""
     lines = [
         f"{results['label']}: {results['classes']} classes, {results['test']['utterances']} test "
         f"utterances{how}; always the commonest class: {results['chance']:.1%}",
-        f"{'system':<{width}}  layer  accuracy  95 % interval",
+        f"{'system':<{width}}  {'test' if tests else '':<{on}}layer  accuracy  95 % interval",
     ]
-    for row in results["results"]:
+    for row in rows:
         low, high = row["ci95"]
         lines.append(
-            f"{row['system']:<{width}}  {row['layer']!s:>5}  {row['accuracy']:8.1%}  "
-            f"{low:.1%} to {high:.1%}"
+            f"{row['system']:<{width}}  {row['test'] if tests else '':<{on}}{row['layer']!s:>5}  "
+            f"{row['accuracy']:8.1%}  {low:.1%} to {high:.1%}"
         )
     return "\n".join(lines)
 

@@ -59,6 +59,7 @@ class Collator:
             mask=_tensor(plan.mask),
             channel_mask=_tensor(plan.channel_mask),
             negatives=_tensor(plan.negatives),
+            views=_tensor(plan.views),
         )
         if self.tokenizer is not None:
             batch.tokens, batch.token_lens = self._tokens(examples)
@@ -84,6 +85,7 @@ class Collator:
             mask=_tensor(plan.mask),
             channel_mask=_tensor(plan.channel_mask),
             negatives=_tensor(plan.negatives),
+            views=_tensor(plan.views),
         )
         if self.tokenizer is not None:
             batch = replace(batch, tokens=torch.ones(1, 1).long(), token_lens=torch.ones(1).long())

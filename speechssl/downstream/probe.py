@@ -7,13 +7,14 @@ to be chosen, are found by a split inside the training data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from speechssl.downstream.readout import Pooling, pool
 from speechssl.errors import DataError
+from speechssl.models.blocks.pool import Pooling, pool
 from speechssl.types import Frames
 
 #: `logistic` is multinomial logistic regression on one layer; `weighted` the same on a learnt
@@ -36,26 +37,34 @@ def pooled(frames: Frames, kind: Pooling = "mean_std") -> np.ndarray:
     return torch.stack(vectors, 1).cpu().numpy()
 
 
-def linear_probe(
-    train_x: np.ndarray,
-    train_y: Sequence[Any] | np.ndarray,
-    test_x: np.ndarray,
-    test_y: Sequence[Any] | np.ndarray,
+@dataclass(frozen=True)
+class Probe:
+    """A fitted classifier and the layer it reads (all of them for `weighted`)."""
+
+    layer: int | slice
+    model: Any
+
+    def score(self, x: np.ndarray, y: Sequence[Any] | np.ndarray) -> float:
+        """Share of x, (N, D) or (N, L, D), whose class is named rightly."""
+        return self.model.score(_with_layers(x)[:, self.layer], np.asarray(y))
+
+
+def fit_probe(
+    x: np.ndarray,
+    y: Sequence[Any] | np.ndarray,
     *,
     groups: Sequence[Any] | np.ndarray | None = None,
     classifier: Classifier = "logistic",
     seed: int = 1,
-) -> float:
-    """Test accuracy of a linear classifier on standardised features.
+) -> Probe:
+    """A linear classifier of standardised features x (N, D), or (N, L, D) to choose the layer too.
 
-    x is (N, D), or (N, L, D) to have the layer chosen as well; y holds class names or indices.
-    With `groups` of the training items (speakers), the inner split keeps each group on one side.
+    y holds class names or indices. With `groups` of the items (speakers), the inner split that
+    layer and regularisation are chosen on keeps each group on one side.
     """
-    train_x, test_x = _with_layers(train_x), _with_layers(test_x)
-    train_y = np.asarray(train_y)
-    layer, strength = _choose(train_x, train_y, groups, classifier, seed)
-    fitted = _fitted(train_x[:, layer], train_y, classifier, strength)
-    return fitted.score(test_x[:, layer], np.asarray(test_y))
+    x, y = _with_layers(x), np.asarray(y)
+    layer, strength = _choose(x, y, groups, classifier, seed)
+    return Probe(layer, _fitted(x[:, layer], y, classifier, strength))
 
 
 class WeightedLogistic:
@@ -130,9 +139,8 @@ def leave_one_group_out(
     for name in names:
         test = groups == name
         rest = groups[~test] if len(names) > 2 else None
-        scores[str(name)] = linear_probe(
-            x[~test], y[~test], x[test], y[test], groups=rest, classifier=classifier, seed=seed
-        )
+        fitted = fit_probe(x[~test], y[~test], groups=rest, classifier=classifier, seed=seed)
+        scores[str(name)] = fitted.score(x[test], y[test])
     return scores
 
 

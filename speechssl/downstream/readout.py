@@ -1,4 +1,4 @@
-"""From the states of a backbone to one sequence, and from a sequence to one vector."""
+"""From the states of a backbone to one sequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from speechssl.types import Frames
 #: standardisation of its channels over the frames of the utterance (which takes the mean away; for
 #: networks without dropout, whose noise on a mean would be spread over time).
 StateNorm = Literal["none", "layer", "time"]
-Pooling = Literal["mean", "mean_std"]
 
 
 def weighted_sum(
@@ -45,19 +44,3 @@ def weighted_sum(
         total = term if total is None else total + term
     assert total is not None
     return total
-
-
-def pool(x: Tensor, pad: Tensor, kind: Pooling = "mean") -> Tensor:
-    """Statistics over valid frames: x (B, T, D), pad (B, T) True = padding -> (B, D) or (B, 2 D).
-
-    `mean_std` appends the unbiased standard deviation. Rows without a frame give zeros.
-    """
-    x = x.float().masked_fill(pad[..., None], 0.0)
-    count = (~pad).sum(1, keepdim=True)  # (B, 1)
-    mean = x.sum(1) / count.clamp(min=1)
-    if kind == "mean":
-        return mean
-    centred = (x - mean[:, None]).masked_fill(pad[..., None], 0.0)
-    variance = centred.square().sum(1) / (count - 1).clamp(min=1)
-    # The root has no gradient at 0, which one frame or a constant channel would hit.
-    return torch.cat([mean, (variance + 1e-7).sqrt()], dim=1)

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.downstream.freeze import backbone_frames, freeze, freeze_features
-from speechssl.downstream.readout import Pooling, pool, weighted_sum
+from speechssl.downstream.readout import weighted_sum
 from speechssl.errors import ConfigError, DataError
 from speechssl.models.backbone import Backbone
+from speechssl.models.blocks.pool import Pooling, pool
 from speechssl.objectives.base import Objective
 from speechssl.types import Batch, Frames, Loss, Sum
 

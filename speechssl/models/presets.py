@@ -123,8 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "filterbank-tiny": {
         "conv_dims": (128, 256, 256),
-        "conv_kernels": (400, 2, 1),
-        "conv_strides": (160, 2, 1),
+        "conv_kernels": (400, 2, 2),
+        "conv_strides": (160, 2, 2),  # 25 frames a second: half the work of 50
         "conv_first": "filterbank",
     },
     "small": {"conv_dims": (256,) * 7, "dim": 384, "layers": 6, "heads": 6, "ffn": 1536},

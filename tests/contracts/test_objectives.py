@@ -46,8 +46,11 @@ AGGREGATOR = {
 }
 OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
+    "simclr": {"view_frames": 8, "projector": (16,)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
 }
+#: Utterances of a batch are each other's negatives: the loss of one alone is not defined.
+ACROSS_UTTERANCES = {"simclr"}
 
 
 def build(name: str, **overrides) -> Objective:
@@ -117,7 +120,7 @@ def test_loss_is_finite_and_counts_what_the_plan_announced(name: str):
     assert all(np.isfinite(v) for v in summary.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - ACROSS_UTTERANCES))
 def test_a_batch_is_the_sum_of_its_utterances(name: str):
     objective = started(build(name))
     rows = [0, 1, 2, 3]

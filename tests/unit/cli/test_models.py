@@ -168,6 +168,35 @@ def test_probe_compares_with_baselines(
     assert closed["classifier"] == "lda"
 
 
+def test_probe_scores_every_test_manifest_by_itself(
+    corpus: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["probe", pretrained / "model", "--train", corpus / "train.jsonl", "--baseline", "none"]
+    tests = [str(corpus / f"{name}.jsonl") for name in ("train", "valid")]
+    words += ["--classifier", "weighted", "--pool", "mean"]
+    both = answer(capsys, *words, "--test", *tests)["results"]
+    assert [row["test"] for row in both] == tests
+    for row in both:
+        assert [row] == answer(capsys, *words, "--test", row["test"])["results"]
+    assert both[0]["layer"] == "all"
+    assert main([*map(str, words), "--test", *tests]) == 0
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[1] for line in shown] == tests
+
+
+def test_probe_draws_random_weights_once_for_models_of_one_shape(
+    corpus: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    twin = tmp_path / "twin"
+    shutil.copytree(pretrained / "model", twin)
+    config = json.loads((twin / "config.json").read_text())
+    config["speechssl"]["backbone"]["feature_grad_mult"] = 0.5
+    (twin / "config.json").write_text(json.dumps(config))
+    words = ["--train", corpus / "train.jsonl", "--test", corpus / "valid.jsonl"]
+    found = answer(capsys, "probe", pretrained / "model", twin, *words, "--baseline", "random")
+    assert [row["system"] for row in found["results"]][2:] == ["random (tiny)"]
+
+
 def test_probe_leaves_groups_out(
     corpus: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
 ):

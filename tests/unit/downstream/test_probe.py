@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.downstream.probe import WeightedLogistic, leave_one_group_out, linear_probe, pooled
+from speechssl.downstream.probe import WeightedLogistic, fit_probe, leave_one_group_out, pooled
 from speechssl.errors import DataError
 from speechssl.types import Frames
 
@@ -30,9 +30,9 @@ def test_probe_reads_what_is_there_and_guesses_what_is_not(classifier):
     x, y = clusters(0)
     test_x, test_y = clusters(1)
     names = np.array(["a", "b", "c"])
-    assert linear_probe(x, names[y], test_x, names[test_y], classifier=classifier) > 0.95
+    assert fit_probe(x, names[y], classifier=classifier).score(test_x, names[test_y]) > 0.95
     shuffled = np.random.default_rng(0).permutation(y)
-    assert linear_probe(x, shuffled, test_x, test_y, classifier=classifier) < 0.7
+    assert fit_probe(x, shuffled, classifier=classifier).score(test_x, test_y) < 0.7
 
 
 def test_probe_chooses_the_layer_that_knows():
@@ -41,7 +41,9 @@ def test_probe_chooses_the_layer_that_knows():
     noise = np.random.default_rng(2)
     stack = np.stack([noise.normal(size=x.shape), x, noise.normal(size=x.shape)], 1)
     test_stack = np.stack([noise.normal(size=x.shape), test_x, noise.normal(size=x.shape)], 1)
-    assert linear_probe(stack, y, test_stack, test_y) > 0.95
+    fitted = fit_probe(stack, y)
+    assert fitted.layer == 1
+    assert fitted.score(test_stack, test_y) > 0.95
 
 
 def test_one_layer_weighted_is_plain_logistic_regression():
@@ -73,8 +75,9 @@ def test_weighted_sum_leans_on_the_layer_that_knows():
 def test_test_labels_never_reach_the_fit():
     x, y = clusters(0)
     test_x, test_y = clusters(1)
-    right = linear_probe(x, y, test_x, test_y)
-    wrong = linear_probe(x, y, test_x, (test_y + 1) % 3)
+    fitted = fit_probe(x, y)
+    right = fitted.score(test_x, test_y)
+    wrong = fitted.score(test_x, (test_y + 1) % 3)
     assert right + wrong <= 1.0
     assert right > 0.95
 
@@ -82,7 +85,7 @@ def test_test_labels_never_reach_the_fit():
 def test_classes_with_one_item_still_work():
     x, y = clusters(0, count=12)
     y = np.where(np.arange(12) == 11, 7, y)
-    assert 0.0 <= linear_probe(x, y, x, y) <= 1.0
+    assert 0.0 <= fit_probe(x, y).score(x, y) <= 1.0
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "weighted", "lda"])
@@ -98,6 +101,6 @@ def test_leave_one_group_out_gives_one_score_a_group(classifier):
 
 def test_shapes_and_groups_are_checked():
     with pytest.raises(DataError, match="expected \\(N, D\\)"):
-        linear_probe(np.zeros(3), [0, 1, 0], np.zeros(3), [0, 1, 0])
+        fit_probe(np.zeros(3), [0, 1, 0])
     with pytest.raises(DataError, match="at least 2"):
         leave_one_group_out(np.zeros((2, 2)), [0, 1], ["a", "a"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from speechssl.downstream.readout import pool, weighted_sum
+from speechssl.downstream.readout import weighted_sum
+from speechssl.models.blocks.pool import pool
 from speechssl.types import Frames
 
 

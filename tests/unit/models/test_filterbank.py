@@ -100,10 +100,10 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(both.x[:1, : alone.shape[1]], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_frames_stand_20_ms_apart():
+def test_frames_stand_40_ms_apart():
     backbone = Backbone(preset("filterbank-tiny"))
-    assert backbone.geometry.hop == 320
-    assert backbone.geometry.receptive == 560
+    assert backbone.geometry.hop == 640
+    assert backbone.geometry.receptive == 880
 
 
 def test_no_class_of_hugging_face_is_claimed():

@@ -76,7 +76,7 @@ class WeightedLogistic:
     is an L2 penalty, and L-BFGS runs on all data at once instead of SGD for a set number of steps.
     """
 
-    def __init__(self, strength: float, max_iter: int = 200) -> None:
+    def __init__(self, strength: float, max_iter: int = 100) -> None:
         self.strength, self.max_iter = strength, max_iter
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> WeightedLogistic:
@@ -85,7 +85,7 @@ class WeightedLogistic:
         self.mean, self.std = x.mean(0), x.std(0)
         self.std[self.std < 1e-8] = 1.0  # a constant channel tells nothing
         scaled, targets = self._scaled(x), torch.from_numpy(target)
-        alpha = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+        alpha = torch.zeros(x.shape[1], requires_grad=True)
         weight = alpha.new_zeros((x.shape[2], len(self.classes))).requires_grad_()
         bias = alpha.new_zeros(len(self.classes)).requires_grad_()
         search = torch.optim.LBFGS(
@@ -111,7 +111,7 @@ class WeightedLogistic:
         return float((self.classes[best.numpy()] == y).mean())
 
     def _scaled(self, x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy((x - self.mean) / self.std)
+        return torch.from_numpy((x - self.mean) / self.std).float()
 
 
 def _mix(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ def test_python_example_runs_and_prints_what_it_says(tmp_path):
 
     torch.manual_seed(1)
     classes = ("<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
-    model = CTC(Backbone(preset("tiny")), CTC.Config(), classes)
+    model = CTC(Backbone(preset("filterbank-tiny")), CTC.Config(), classes)
     save_bundle(tmp_path / "exp/mini/asr/model", model, card={})
     [example] = blocks("python")
     done = subprocess.run(

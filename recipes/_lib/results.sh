@@ -38,6 +38,12 @@ interval() {
   printf '%s to %s' "$(percent "$1" wer_ci95 1)" "$(percent "$1" wer_ci95 2)"
 }
 
+# lm_weights FILE: the options that decode as the best row of a grid did.
+lm_weights() {
+  printf -- '--lm-weight %s --word-score %s' "$(json_number "$1" lm_weight)" \
+    "$(json_number "$1" word_score)"
+}
+
 # Where a table comes from: date, commit, machine, versions.
 provenance() {
   local commit

@@ -6,6 +6,7 @@
 #   SUBSETS   to pre-train on (default: train-clean-100 train-clean-360 train-other-500)
 #   LABELS    to fine-tune on (default: 10min 1h 10h 100h)
 #   BEAM      width of the prefix beam search besides greedy decoding (default 50)
+#   LM        an ARPA file to decode with besides, such as the 4-gram of openslr.org/11
 #   INIT      a model folder to start from instead of stage 2; only what LABELS need is then fetched
 # A change of these repeats the stages that they decide about.
 set -euo pipefail
@@ -21,6 +22,8 @@ read -ra labels <<<"${LABELS:-10min 1h 10h 100h}"
 evaluation_sets=(dev-clean dev-other test-clean test-other)
 corpus=${data:-$out/download}
 init=${INIT:-$out/pretrain/model}
+lm=${LM:-}
+methods=(greedy beam ${lm:+lm})
 preset=base
 if ((smoke)); then
   preset=tiny
@@ -99,14 +102,28 @@ finetune() {
 }
 
 decode() {
-  local size name
+  local size name run
   for size in "${labels[@]}"; do
+    run=$out/finetune_$size
     for name in "${evaluation_sets[@]}"; do
-      speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
-        --out "$out/finetune_$size/greedy_$name"
-      speechssl evaluate "$out/finetune_$size/model" "$manifests/$name.jsonl" \
-        --out "$out/finetune_$size/beam_$name" --decode beam --beam "${BEAM:-50}"
+      speechssl evaluate "$run/model" "$manifests/$name.jsonl" --out "$run/greedy_$name"
+      speechssl evaluate "$run/model" "$manifests/$name.jsonl" --out "$run/beam_$name" \
+        --beam "${BEAM:-50}"
     done
+    if [[ -n $lm ]]; then language_model "$run"; fi
+  done
+}
+
+# language_model RUN: the weights that are best on dev-other decode the other sets.
+language_model() {
+  local name weights
+  speechssl evaluate "$1/model" "$manifests/dev-other.jsonl" --out "$1/lm_dev-other" --lm "$lm" \
+    --lm-weight 0.5 1 1.5 --word-score -1 0 1
+  read -ra weights <<<"$(lm_weights "$1/lm_dev-other/wer.json")"
+  for name in "${evaluation_sets[@]}"; do
+    if [[ $name == dev-other ]]; then continue; fi
+    speechssl evaluate "$1/model" "$manifests/$name.jsonl" --out "$1/lm_$name" --lm "$lm" \
+      "${weights[@]}"
   done
 }
 
@@ -117,11 +134,12 @@ results_table() {
   # shellcheck disable=SC2016 # the backquotes are Markdown's
   printf -- '- pre-training: %s; command: `bash recipes/librispeech/run.sh%s`\n' "${INIT:-${subsets[*]}}" \
     "$( ((!smoke)) || printf ' --smoke')"
-  printf '\nWord error rate in percent, no language model.\n\n'
+  printf '\nWord error rate in percent; greedy and beam without a language model%s.\n\n' \
+    "${lm:+, lm with $lm, its weights chosen on dev-other}"
   printf '| labels | decoding | dev-clean | dev-other | test-clean | test-other |\n'
   printf '| --- | --- | --- | --- | --- | --- |\n'
   for size in "${labels[@]}"; do
-    for method in greedy beam; do
+    for method in "${methods[@]}"; do
       printf '| %s | %s |' "$size" "$method"
       for name in "${evaluation_sets[@]}"; do
         printf ' %s |' "$(percent "$out/finetune_$size/${method}_$name/wer.json" wer)"
@@ -149,6 +167,6 @@ run_stage 1 "manifests" manifest_stage
 run_stage 2 "pre-train wav2vec 2.0" pretrain pretrain
 settings+=" LABELS=${labels[*]}"
 run_stage 3 "fine-tune CTC" finetune finetune "${labels[@]/#/finetune_}"
-settings+=" BEAM=${BEAM:-50}"
+settings+=" BEAM=${BEAM:-50} LM=$lm"
 run_stage 4 "decode" decode
 run_stage 5 "results" results

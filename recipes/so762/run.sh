@@ -85,15 +85,27 @@ speaker_identification() {
   all_done
 }
 
+# Greedy, and over the words of a language model made of the same labels: its weights are chosen on
+# dev, for every recogniser anew, and used on test.
 evaluate() {
-  local run split
+  local run size split weights
+  for size in $(label_sizes); do
+    speechssl lm "$manifests/asr_train_$size.jsonl" --order 2 --out "$out/lm_$size.arpa" \
+      --heldout "$manifests"/asr_{dev,test}.jsonl
+  done
   for split in dev test; do
     for run in "$out"/asr/*; do
+      weights=(--lm-weight 0.3 0.6 1 --word-score 0 1 2)
+      if [[ $split == test ]]; then
+        read -ra weights <<<"$(lm_weights "$run/lm_dev/wer.json")"
+      fi
       at_once "${run##*/}" speechssl evaluate "$run/model" "$manifests/asr_$split.jsonl" \
-        --out "$run/eval_$split"
+        --out "$run/greedy_$split"
+      at_once "${run##*/}_lm" speechssl evaluate "$run/model" "$manifests/asr_$split.jsonl" \
+        --out "$run/lm_$split" --lm "$out/lm_${run##*_}.arpa" "${weights[@]}"
     done
+    all_done
   done
-  all_done
 }
 
 results() {
@@ -107,12 +119,15 @@ results() {
   results_table | tee "$out/RESULTS.md"
 }
 
-# asr_row TITLE NAME SIZE: WER and CER in percent on dev and test, with the 95 % interval on test.
+# asr_row TITLE NAME SIZE: percent on dev and test; the 95 % interval is that of the last word error
+# rate on test.
 asr_row() {
-  local dev=$out/asr/$2_$3/eval_dev/wer.json test=$out/asr/$2_$3/eval_test/wer.json
-  printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$3" \
-    "$(percent "$dev" wer)" "$(percent "$dev" cer)" \
-    "$(percent "$test" wer)" "$(interval "$test")" "$(percent "$test" cer)"
+  local run=$out/asr/$2_$3
+  printf '| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$3" \
+    "$(percent "$run/greedy_dev/wer.json" cer)" "$(percent "$run/greedy_test/wer.json" cer)" \
+    "$(percent "$run/greedy_dev/wer.json" wer)" "$(percent "$run/greedy_test/wer.json" wer)" \
+    "$(percent "$run/lm_dev/wer.json" wer)" "$(percent "$run/lm_test/wer.json" wer)" \
+    "$(interval "$run/lm_test/wer.json")"
 }
 
 # speaker_row TITLE CLASSIFIER N: the N-th system of a probe, on dev and test.
@@ -128,9 +143,10 @@ results_table() {
   # shellcheck disable=SC2016 # the backquotes are Markdown's
   printf -- '- command: `bash recipes/so762/run.sh%s%s`\n' "${data:+ --data DIR}" \
     "$( ((!smoke)) || printf ' --smoke')"
-  printf '\n## Speech recognition, greedy decoding, unseen speakers (percent)\n\n'
-  printf '| start | labels | dev WER | dev CER | test WER | 95 %% interval | test CER |\n'
-  printf '| --- | --- | --- | --- | --- | --- | --- |\n'
+  printf '\n## Speech recognition, unseen speakers (percent)\n\n'
+  printf 'Greedy, and with a bigram of the words of the same labels (LM).\n\n'
+  printf '| start | labels | dev CER | test CER | dev WER | test WER | dev WER, LM | test WER, LM | 95 %% |\n'
+  printf '| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n'
   for size in $(label_sizes); do
     asr_row "pre-trained, fine-tuned" ssl "$size"
     asr_row "from scratch, same budget" scratch "$size"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torchaudio.models.decoder import CTCDecoder
 
 # Kaldi's defaults are meant for 16-bit samples: its floor of 1.2e-7 would flatten quiet speech
 # scaled to [-1, 1].
@@ -68,3 +73,50 @@ def forced_align(log_probs: Tensor, tokens: Tensor, blank: int = 0) -> tuple[Ten
         return path, log_probs[:, blank]
     path, scores = align(log_probs[None].float().contiguous(), tokens[None].long(), blank=blank)
     return path[0].long(), scores[0]
+
+
+def lexicon_decoder(
+    lexicon: str,
+    tokens: Sequence[str],
+    lm: str,
+    *,
+    blank: str,
+    bar: str,
+    beam: int,
+    lm_weight: float,
+    word_score: float,
+) -> CTCDecoder:
+    """Flashlight's CTC beam search over the words of a lexicon file, with a KenLM language model.
+
+    `lm_weight` is for log10 probabilities. Raises ImportError where the package flashlight-text is
+    not installed, RuntimeError for a file that KenLM cannot read.
+    """
+    from torchaudio.models.decoder import ctc_decoder
+
+    with _silent_stderr():
+        return ctc_decoder(
+            lexicon=lexicon,
+            tokens=list(tokens),
+            lm=lm,
+            beam_size=beam,
+            lm_weight=lm_weight,
+            word_score=word_score,
+            log_add=True,
+            blank_token=blank,
+            sil_token=bar,
+            unk_word="<unk>",
+        )
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """KenLM draws a bar of its own with every file it loads; what goes wrong it raises."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

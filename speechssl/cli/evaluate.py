@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechssl.cli.inputs import add_model_options
+from speechssl.cli.inputs import add_model_options, add_search_options
 from speechssl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("model", help="model folder or hub id")
     p.add_argument("manifest", help="manifest (.jsonl) of the test set")
     p.add_argument("--out", help="folder for the files (default: only print)")
-    p.add_argument("--decode", choices=("greedy", "beam"), default="greedy", help="(%(default)s)")
-    p.add_argument(
-        "--beam", type=int, default=20, help="prefixes kept by --decode beam (%(default)s)"
-    )
+    add_search_options(p, several=True)
     p.add_argument(
         "--text-policy",
         default="raw",
@@ -87,6 +84,7 @@ def recognition(
     bundle: Bundle, utterances: Sequence[Utterance], args: argparse.Namespace, skips: Skips
 ) -> tuple[dict[str, Any], str]:
     """Error rates of a CTC model; audio that cannot be used counts as an empty answer."""
+    from speechssl.cli.inputs import language_models
     from speechssl.cli.scoring import transcribe_all
     from speechssl.evaluation import wer
 
@@ -96,8 +94,8 @@ def recognition(
             skips.add("no_text", u.id, f"'{u.id}' has no reference and is not scored")
     if not scored:
         raise DataError(f"none of {len(utterances)} utterances in {args.manifest} has a text")
-    beam = args.beam if args.decode == "beam" else 1
-    found = transcribe_all(bundle, scored, beam, args.batch_sec, skips)
+    lms = language_models(args)
+    found, tuned = transcribe_all(bundle, scored, args.beam, lms, args.batch_sec, skips)
     report = wer.score(
         {u.id: u.text or "" for u in scored},
         {u.id: found[i].text if i in found else "" for i, u in enumerate(scored)},
@@ -106,8 +104,16 @@ def recognition(
     )
     if args.out:
         report.write(args.out)
-    results = report.to_json() | {"decode": args.decode, "beam": beam}
+    results = report.to_json() | {"beam": args.beam or (100 if lms else 1)}
     lines = [report.summary().rstrip()]
+    if lms:
+        best = tuned[0].lm if tuned else lms[0]
+        results |= {"lm": args.lm, "lm_weight": best.lm_weight, "word_score": best.word_score}
+        lines.append(f"language model {args.lm}, {len(best.words)} words")
+    for one in tuned:
+        if one is tuned[0]:
+            lines += ["", "lm-weight  word-score     WER (chosen on these very utterances)"]
+        lines.append(f"{one.lm.lm_weight:9g} {one.lm.word_score:11g}  {one.wer:6.2%}")
     if report.per_speaker:
         lines += ["", f"{'speaker':<16}    WER  errors   words"]
         ranked = sorted(report.per_speaker.items(), key=lambda row: (-row[1].errors, row[0]))

@@ -15,6 +15,7 @@ from speechssl.types import Utterance
 
 if TYPE_CHECKING:
     from speechssl.data.skips import Skips
+    from speechssl.extract.lexicon import LanguageModel
 
 T = TypeVar("T")
 
@@ -31,6 +32,58 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="run the code of another package that the model's objective names; for models you "
         "trust",
     )
+
+
+def add_search_options(parser: argparse.ArgumentParser, several: bool) -> None:
+    """How a CTC model is decoded; with `several`, weights of a language model may be a grid."""
+    parser.add_argument(
+        "--beam",
+        type=int,
+        help="candidates kept: 1 = best path, more = prefix search (default 1; with --lm 100)",
+    )
+    parser.add_argument(
+        "--lm",
+        metavar="FILE",
+        help="search the words of this language model (ARPA, or KenLM binary with --lexicon)",
+    )
+    parser.add_argument(
+        "--lexicon",
+        metavar="FILE",
+        help="the words to search, first on each line (default: --lm's)",
+    )
+    nargs, grid = ("+", "; of several, the best is told and used") if several else (None, "")
+    for name, what in (
+        ("--lm-weight", "the language model's share (default 1"),
+        ("--word-score", "nats added for each word (default 0"),
+    ):
+        parser.add_argument(name, type=float, nargs=nargs, metavar="X", help=f"{what}{grid})")
+
+
+def language_models(args: argparse.Namespace) -> list[LanguageModel]:
+    """What `add_search_options` read: none without --lm, several for a grid.
+
+    Raises ConfigError for options that would do nothing.
+    """
+    given = {"--lexicon": args.lexicon, "--lm-weight": args.lm_weight}
+    given["--word-score"] = args.word_score
+    if args.lm is None:
+        if idle := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{' and '.join(idle)}: only with a language model; add --lm FILE")
+        return []
+    from speechssl.extract.lexicon import LanguageModel, lexicon_words
+
+    words = lexicon_words(args.lexicon) if args.lexicon else ()
+
+    def values(x: float | list[float] | None, default: float) -> list[float]:
+        if x is None:
+            return [default]
+        return x if isinstance(x, list) else [x]
+
+    return [
+        LanguageModel(args.lm, words, weight, score)
+        for weight in values(args.lm_weight, 1.0)
+        for score in values(args.word_score, 0.0)
+    ]
 
 
 def utterances_of(sources: Sequence[str], skips: Skips) -> list[Utterance]:

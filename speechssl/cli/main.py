@@ -19,6 +19,7 @@ VERBS = {
     "train": "pre-train or fine-tune; the objective decides",
     "extract": "write the features of audio files",
     "evaluate": "WER, speaker accuracy and EER, or validation loss of a model",
+    "lm": "an n-gram language model of transcripts, for --lm of evaluate and predict",
     "probe": "what frozen features know: linear probes beside log-mel and random weights",
     "predict": "transcripts or speakers of audio files",
     "show": "a configuration, model, run, checkpoint or manifest in words",

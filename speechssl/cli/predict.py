@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from speechssl.cli.inputs import add_model_options
+from speechssl.cli.inputs import add_model_options, add_search_options
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("model", help="model folder or hub id")
     p.add_argument("audio", nargs="+", help="audio files, folders or manifests (.jsonl)")
     p.add_argument("--format", choices=("text", "json", "ctm"), default="text")
-    p.add_argument("--beam", type=int, default=1, help="1 = best path (%(default)s)")
+    add_search_options(p, several=False)
     add_model_options(p)
     return p
 
@@ -67,9 +67,11 @@ def transcripts(
     """One answer an utterance, in their order: text and words with times."""
     from dataclasses import asdict
 
+    from speechssl.cli.inputs import language_models
     from speechssl.cli.scoring import transcribe_all
 
-    found = transcribe_all(bundle, utterances, args.beam, args.batch_sec, skips)
+    lms = language_models(args)
+    found, _ = transcribe_all(bundle, utterances, args.beam, lms, args.batch_sec, skips)
     for place, utterance in enumerate(utterances):
         if place in found:
             words = [asdict(word) for word in found[place].words]

@@ -11,6 +11,7 @@ import torch
 
 from speechssl.cli.inputs import bar
 from speechssl.errors import DataError
+from speechssl.evaluation import wer
 from speechssl.extract.sources import Source, padded_batches, sources
 from speechssl.extract.transcribe import Transcriber, Transcript
 from speechssl.models.backbone import Backbone
@@ -19,6 +20,7 @@ from speechssl.types import Batch, Utterance
 if TYPE_CHECKING:
     from speechssl.data.skips import Skips
     from speechssl.downstream.speaker import Speaker
+    from speechssl.extract.lexicon import LanguageModel
     from speechssl.models.bundle import Bundle
 
 
@@ -29,6 +31,14 @@ class SpeakerAnswer:
     name: str
     probability: float
     embedding: np.ndarray  # (E,) float32
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Weights of a language model and the word error rate they gave."""
+
+    lm: LanguageModel
+    wer: float
 
 
 def batches(
@@ -51,17 +61,42 @@ def batches(
 
 
 def transcribe_all(
-    bundle: Bundle, utterances: Sequence[Utterance], beam: int, batch_sec: float, skips: Skips
-) -> dict[int, Transcript]:
+    bundle: Bundle,
+    utterances: Sequence[Utterance],
+    beam: int | None,
+    lms: Sequence[LanguageModel],
+    batch_sec: float,
+    skips: Skips,
+) -> tuple[dict[int, Transcript], list[Tuned]]:
     """Place in `utterances` -> transcript; audio that cannot be used is counted in `skips`.
 
+    Of several language models (one with several weights) the one with the fewest word errors on
+    the texts of `utterances` is taken; the list holds all of them, best first.
     Ids may come twice here, in two folders of the same layout; places do not.
     """
     assert bundle.objective is not None
     device = next(bundle.objective.parameters()).device
-    model = Transcriber(bundle, device, batch_sec, beam)
     found = sources(utterances, None, bundle.backbone.cfg.rate_hz)
-    return dict(bar(model.stream(found, _counted(skips)), len(found), "transcribe"))
+
+    def transcriber(lm: LanguageModel | None) -> Transcriber:
+        return Transcriber(bundle, device, batch_sec, beam or (100 if lm else 1), lm)
+
+    model = transcriber(lms[0] if lms else None)
+    if len(lms) < 2:
+        return dict(bar(model.stream(found, _counted(skips)), len(found), "transcribe")), []
+    emissions = dict(bar(model.emissions(found, _counted(skips)), len(found), "emissions"))
+    tuned = []
+    for lm in bar(lms, len(lms), "weights"):
+        model = transcriber(lm)
+        answers = {place: model.text(scores) for place, scores in emissions.items()}
+        report = wer.score(
+            {str(i): u.text or "" for i, u in enumerate(utterances)},
+            {str(i): answers.get(i, "") for i in range(len(utterances))},
+        )
+        tuned.append(Tuned(lm, report.words.rate))
+    tuned.sort(key=lambda one: one.wer)
+    model = transcriber(tuned[0].lm)
+    return {i: model.transcript(found[i].id, row) for i, row in emissions.items()}, tuned
 
 
 @torch.no_grad()

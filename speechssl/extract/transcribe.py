@@ -11,8 +11,9 @@ from torch import Tensor
 
 from speechssl.audio.backend import forced_align
 from speechssl.downstream.ctc import CTC
-from speechssl.downstream.decode import BLANK, collapse, decode, spell
+from speechssl.downstream.decode import BLANK, Hypothesis, collapse, decode, spell
 from speechssl.errors import ConfigError, DataError
+from speechssl.extract.lexicon import LanguageModel, LexiconDecoder
 from speechssl.extract.sources import Audio, Source, padded_batches, sources
 from speechssl.geometry import FrameGeometry
 from speechssl.models.bundle import Bundle, load
@@ -43,8 +44,9 @@ class Transcript:
 class Transcriber:
     """Runs a CTC model over audio in padded batches; results do not depend on the batching.
 
-    `beam` 1 takes the best path, more searches prefixes. The other arguments are the Extractor's.
-    Raises ConfigError when the model has no CTC head.
+    `beam` 1 takes the best path, more searches prefixes; with `lm`, the search is over the words of
+    a language model. The other arguments are the Extractor's.
+    Raises ConfigError when the model has no CTC head, or as `LexiconDecoder`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Transcriber:
         device: str | torch.device | None = None,
         batch_sec: float = 60.0,
         beam: int = 1,
+        lm: LanguageModel | None = None,
     ) -> None:
         bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         if not isinstance(bundle.objective, CTC):
@@ -67,6 +70,7 @@ class Transcriber:
         self.classes = self.model.classes
         self.device = next(self.model.parameters()).device
         self.batch_sec, self.beam = batch_sec, beam
+        self.lexicon = LexiconDecoder(lm, self.classes, beam) if lm else None
 
     def __call__(self, audio: Sequence[Audio], *, rate_hz: int | None = None) -> list[Transcript]:
         """The transcript of each of `audio` (paths, (S,) arrays, manifest utterances), in order.
@@ -81,7 +85,6 @@ class Transcriber:
             results[index] = transcript
         return [transcript for transcript in results if transcript is not None]
 
-    @torch.no_grad()
     def stream(
         self,
         found: Sequence[Source],
@@ -91,20 +94,43 @@ class Transcriber:
 
         With `on_error`, unreadable sources are handed to it and skipped; otherwise they raise.
         """
+        for index, log_probs in self.emissions(found, on_error):
+            yield index, self.transcript(found[index].id, log_probs)
+
+    @torch.no_grad()
+    def emissions(
+        self,
+        found: Sequence[Source],
+        on_error: Callable[[Source, DataError], None] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(index into `found`, log-probabilities of the classes (T, V)); otherwise as `stream`."""
         geometry = self.model.backbone.geometry
         for waves in padded_batches(found, geometry, self.batch_sec, on_error):
             ids = [found[i].id for i in waves.indices]
             frames = torch.as_tensor(geometry.frames(waves.lens))
             batch = Batch(ids, waves.wave, waves.lens, frames, num_targets=len(ids))
             log_probs, lens = self.model.log_probs(batch.to(self.device))
-            log_probs, lens = log_probs.cpu(), lens.cpu()
-            for row, best in enumerate(decode(log_probs, lens, self.beam)):
-                scores = log_probs[row, : int(lens[row])]
-                # Path scores of the best path are exact; a beam's sequence has to be aligned.
-                path = scores.argmax(-1) if self.beam == 1 else align(scores, best.ids)
-                words = word_times(path, scores, self.classes, geometry)
-                text = spell(best.ids, self.classes)
-                yield waves.indices[row], Transcript(ids[row], text, words)
+            for index, row, size in zip(waves.indices, log_probs.cpu(), lens.tolist(), strict=True):
+                yield index, row[:size]
+
+    def best(self, log_probs: Tensor) -> Hypothesis:
+        """What the search finds in log-probabilities (T, V)."""
+        lens = torch.tensor([len(log_probs)])
+        search = self.lexicon or (lambda rows, lens: decode(rows, lens, self.beam))
+        return search(log_probs[None], lens)[0]
+
+    def text(self, log_probs: Tensor) -> str:
+        """The text of log-probabilities (T, V)."""
+        return spell(self.best(log_probs).ids, self.classes)
+
+    def transcript(self, name: str, log_probs: Tensor) -> Transcript:
+        """The transcript of log-probabilities (T, V)."""
+        best = self.best(log_probs)
+        # Path scores of the best path are exact; the sequence of a search has to be aligned.
+        greedy = self.beam == 1 and self.lexicon is None
+        path = log_probs.argmax(-1) if greedy else align(log_probs, best.ids)
+        words = word_times(path, log_probs, self.classes, self.model.backbone.geometry)
+        return Transcript(name, spell(best.ids, self.classes), words)
 
 
 def transcribe(
@@ -114,9 +140,10 @@ def transcribe(
     rate_hz: int | None = None,
     device: str | torch.device | None = None,
     beam: int = 1,
+    lm: LanguageModel | None = None,
 ) -> list[Transcript]:
     """Transcripts of `audio` by a CTC `model`: one call around `Transcriber`."""
-    return Transcriber(model, device, beam=beam)(audio, rate_hz=rate_hz)
+    return Transcriber(model, device, beam=beam, lm=lm)(audio, rate_hz=rate_hz)
 
 
 def align(log_probs: Tensor, ids: Sequence[int]) -> Tensor:

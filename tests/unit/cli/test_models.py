@@ -42,19 +42,64 @@ def test_evaluate_ssl(corpus: Path, pretrained: Path, capsys: pytest.CaptureFixt
     assert {"std_l2", "mean_cos", "code_usage"} <= found["metrics"].keys()  # signs of collapse
 
 
-@pytest.mark.parametrize("decode", ["greedy", "beam"])
+@pytest.mark.parametrize("beam", ["1", "4"])
 def test_evaluate_ctc(
     corpus: Path,
     recogniser: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    decode: str,
+    beam: str,
 ):
     words = ["evaluate", recogniser / "model", corpus / "valid.jsonl", "--out", tmp_path]
-    found = answer(capsys, *words, "--decode", decode, "--beam", "4")
+    found = answer(capsys, *words, "--beam", beam)
     assert found["words"]["ref"] == 6
     assert {"wer.txt", "wer.json", "ref.trn", "hyp.trn"} <= {p.name for p in tmp_path.iterdir()}
     assert json.loads((tmp_path / "wer.json").read_text())["wer"] == found["wer"]
+
+
+def test_language_model_from_transcripts_to_words(
+    corpus: Path, recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("flashlight.lib.text")
+    arpa, valid = str(tmp_path / "lm.arpa"), str(corpus / "valid.jsonl")
+    words = ["lm", str(corpus / "train.jsonl"), "--order", "2", "--heldout", valid, "--out", arpa]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "2-gram" in told
+    assert "perplexity" in told
+    grid = ["--lm", arpa, "--lm-weight", "0.5", "1", "--word-score", "0", "30"]
+    found = answer(capsys, "evaluate", recogniser / "model", valid, *grid)
+    assert found["beam"] == 100
+    assert (found["lm_weight"], found["word_score"]) in {(w, s) for w in (0.5, 1) for s in (0, 30)}
+    one = ["--lm-weight", str(found["lm_weight"]), "--word-score", str(found["word_score"])]
+    again = answer(capsys, "evaluate", recogniser / "model", valid, "--lm", arpa, *one)
+    assert again["wer"] == found["wer"]  # what the grid promised
+    # Words dearly wished for are said, and they are those of the lexicon.
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("AB\n")
+    audio = str(corpus / "audio/u0.flac")
+    words = ["--lm", arpa, "--lexicon", str(lexicon), "--word-score", "30"]
+    assert main(["predict", str(recogniser / "model"), audio, *words]) == 0
+    assert set(capsys.readouterr().out.split("\t")[1].split()) == {"AB"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lm-weight", "2"], "--lm FILE"),
+        (["--lexicon", "x"], "--lm FILE"),
+        (["--lm", "nowhere.arpa"], "no such file"),
+    ],
+)
+def test_language_model_options_that_do_nothing(
+    corpus: Path,
+    recogniser: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+):
+    assert main(["evaluate", str(recogniser / "model"), str(corpus / "valid.jsonl"), *words]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_evaluate_speaker(

@@ -96,6 +96,6 @@ results() {
 }
 
 run_stage 0 "manifests" manifest_stage
-run_stage 1 "pre-train wav2vec 2.0, one model a fold" pretrain pretrain
+run_stage 1 "pre-train BEST-RQ, one model a fold" pretrain pretrain
 run_stage 2 "probe" probe
 run_stage 3 "results" results

@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from speechssl.atomic import replacing
 from speechssl.engine import dist
 from speechssl.engine.provenance import versions
 from speechssl.errors import CheckpointError
 from speechssl.types import Progress
+from speechssl.unpickle import safe_load
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +33,9 @@ _MUST_AGREE = ("backbone", "objective", "optim")  # sections that make it anothe
 _INPUTS = "inputs."  # hashes of what it starts from and learns from; see `config.input_hashes`
 
 
-def safe_load(path: Path | str, allowed: tuple[type, ...] = ()) -> Any:
-    """The one place that unpickles: tensors and plain values, besides the `allowed` classes.
-
-    Raises CheckpointError when the file is missing, damaged or holds anything else.
-    """
-    try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be loaded safely: {reason}; delete that checkpoint folder to go on "
-            "from an earlier one"
-        ) from error
+def load_part(path: Path | str, allowed: tuple[type, ...] = ()) -> Any:
+    """One file of a checkpoint. Raises CheckpointError as `safe_load`."""
+    return safe_load(path, "delete that checkpoint folder to go on from an earlier one", allowed)
 
 
 @dataclass(frozen=True)

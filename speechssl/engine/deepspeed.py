@@ -23,7 +23,7 @@ from torch import Tensor
 
 from speechssl.atomic import write_text
 from speechssl.engine import dist
-from speechssl.engine.checkpoint import safe_load
+from speechssl.engine.checkpoint import load_part
 from speechssl.engine.optim import build_optimizer, clip_factor, gradient_norm
 from speechssl.engine.update import AUTOCAST, UpdateEngine, to_export
 from speechssl.errors import CheckpointError, ConfigError
@@ -292,6 +292,6 @@ def _safe_checkpoint_engine() -> Any:
                 self.error = error
 
         def load(self, path: str, map_location: Any = None) -> Any:
-            return safe_load(path, (LossScaler, ZeroStageEnum, fragment_address))
+            return load_part(path, (LossScaler, ZeroStageEnum, fragment_address))
 
     return SafeCheckpointEngine()

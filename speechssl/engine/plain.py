@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from speechssl.engine import dist
-from speechssl.engine.checkpoint import safe_load
+from speechssl.engine.checkpoint import load_part
 from speechssl.engine.optim import build_optimizer, clip_factor, gradient_norm
 from speechssl.engine.update import AUTOCAST, UpdateEngine, to_export
 from speechssl.errors import CheckpointError
@@ -72,7 +72,7 @@ class PlainEngine(UpdateEngine):
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote, with any number of ranks."""
-        state = safe_load(folder / _FILE)
+        state = load_part(folder / _FILE)
         try:
             self.objective.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])

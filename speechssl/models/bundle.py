@@ -21,7 +21,7 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.models import hf_config
 from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.card import model_card
-from speechssl.models.folder import WEIGHTS, read_json, read_weights, write_folder
+from speechssl.models.folder import OLD_WEIGHTS, WEIGHTS, read_json, read_weights, write_folder
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.stored_config import from_json, to_json
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from speechssl.objectives.base import Objective
 
 FORMAT = 1
-_PREFIX = {"backbone.": "wav2vec2."}  # our module tree -> names in the file
+_BACKBONE = "backbone."  # of our module tree; in the file it is that of a family
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ def save_bundle(
 def load_bundle(
     folder: str | Path, device: str | torch.device = "cpu", *, plugins: bool = False
 ) -> Bundle:
-    """Read a model folder of ours, or a plain Hugging Face Wav2Vec2 folder with safetensors.
+    """Read a model folder of ours, or a plain Hugging Face one of Wav2Vec2 or Hubert.
+
+    Of those the backbone is read, and the head where it is one of ours: CTC (with its vocab.json)
+    or that of wav2vec 2.0 pre-training.
 
     `plugins` allows an objective of another package (`package.module:Class`), which is imported.
     Raises CheckpointError when a file is missing or damaged, when names or shapes are not exactly
@@ -162,8 +165,8 @@ def backbone_config(folder: Path) -> BackboneConfig:
 def named_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a folder under the names of an Objective, whoever wrote it."""
     weights = {_our_key(key): value for key, value in read_weights(folder).items()}
-    if not any(key.startswith("backbone.") for key in weights):
-        weights = {f"backbone.{key}": value for key, value in weights.items()}
+    if not any(key.startswith(_BACKBONE) for key in weights):
+        weights = {_BACKBONE + key: value for key, value in weights.items()}
     if config.get("speechssl") is None:
         for name in [key for key in weights if ".conv.weight_" in key]:
             ours = name.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
@@ -182,6 +185,17 @@ def vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         raise CheckpointError(f"{folder}: pad_token_id (the blank) is not 0; not supported")
     index = read_json(folder, "vocab.json")
     return tuple(sorted(index, key=lambda token: index[token]))
+
+
+def plain_head(
+    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Which objective of ours the head of a plain Hugging Face model is, and its classes."""
+    if "quantizer.codevectors" in weights:
+        return "wav2vec2", ()
+    if "lm_head.weight" in weights and (characters := vocabulary(folder, config)):
+        return "ctc", characters
+    return None, ()
 
 
 def name_of(objective: nn.Module) -> str:
@@ -233,13 +247,14 @@ def _ours(
 def _plain_huggingface(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[Objective | Backbone, tuple[str, ...]]:
-    """A Wav2Vec2 folder written by `transformers`: the backbone, and its CTC head if it has one."""
+    """A folder written by `transformers`: the backbone, below its head if that is one of ours."""
     backbone = build_backbone(backbone_config(folder))
     weights = named_weights(folder, config)
-    classes = vocabulary(folder, config) if "lm_head.weight" in weights else ()
-    if classes:
-        cls = _objective_class("ctc")
-        objective = cls(backbone, cls.Config(), classes)
+    name, classes = plain_head(folder, config, weights)
+    if name is not None:
+        cls = _objective_class(name)
+        settings = hf_config.pretraining_settings(config) if name == "wav2vec2" else {}
+        objective = cls(backbone, cls.Config(**settings), classes)
         load_weights(objective, weights, str(folder / WEIGHTS))
         return objective, classes
     own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
@@ -288,16 +303,14 @@ def _objective_class(name: str) -> type[Objective]:
 
 
 def _file_key(key: str) -> str:
-    for ours, theirs in _PREFIX.items():
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
-    return key
+    theirs = hf_config.FAMILIES["wav2vec2"]
+    return theirs + key.removeprefix(_BACKBONE) if key.startswith(_BACKBONE) else key
 
 
 def _our_key(key: str) -> str:
-    for ours, theirs in _PREFIX.items():
+    for theirs in hf_config.FAMILIES.values():
         if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
+            return _BACKBONE + key.removeprefix(theirs)
     return key
 
 
@@ -305,9 +318,13 @@ def _download(model_id: str, revision: str | None) -> Path:
     """The folder of a hub model, from the local cache where it is up to date."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "model.safetensors", "README.md"]
+    wanted = ["*.json", "model*.safetensors", "README.md"]
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+        if not any(folder.glob("model*.safetensors")):
+            wanted.append(OLD_WEIGHTS)
+            folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+        return folder
     except Exception as error:  # http clients have many error types and no common base
         reason = str(error).strip().splitlines()
         raise CheckpointError(

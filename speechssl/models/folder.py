@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
+from speechssl.unpickle import safe_load
 
 WEIGHTS = "model.safetensors"
 
@@ -72,30 +73,71 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, floating ones as fp32, on the CPU.
+    """The tensors of a folder, floating ones as fp32, on the CPU.
 
-    Raises CheckpointError when the file is missing, truncated or otherwise damaged.
+    Read are model.safetensors, its shards where an index names them, or else an old
+    pytorch_model.bin, of which nothing but tensors is unpickled.
+    Raises CheckpointError when files are missing, truncated or otherwise damaged.
     """
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        tensors |= _old_file(path) if path.name == OLD_WEIGHTS else _safe_file(path)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / _INDEX).is_file():
+        names = read_json(folder, _INDEX).get("weight_map")
+        if not isinstance(names, dict) or not all(
+            isinstance(n, str) and Path(n).name == n for n in names.values()
+        ):
+            raise CheckpointError(
+                f"{folder / _INDEX}: no weight_map of tensors to files; it is damaged"
+            )
+        shards = [folder / name for name in sorted(set(names.values()))]
+        if missing := [path.name for path in shards if not path.is_file()]:
+            raise CheckpointError(
+                f"{folder}: {_INDEX} names {', '.join(missing[:3])}, which is missing; copy the "
+                "folder again"
+            )
+        return shards
+    if (folder / OLD_WEIGHTS).is_file():
+        return [folder / OLD_WEIGHTS]
+    other = [n for n in _OTHER_WEIGHTS if (folder / n).exists()]
+    hint = f"; found {other[0]}, which is not read: convert it to {WEIGHTS}" if other else ""
+    raise CheckpointError(f"{folder}: no {WEIGHTS}{hint}")
+
+
+def _safe_file(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / WEIGHTS
-    if not path.is_file():
-        other = [n for n in _OTHER_WEIGHTS if (folder / n).exists()]
-        hint = f"; found {other[0]}, which is not read: convert it to {WEIGHTS}" if other else ""
-        raise CheckpointError(f"{folder}: no {WEIGHTS}{hint}")
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: damaged or truncated ({path.stat().st_size} bytes): {error}; "
             "copy or export the folder again"
         ) from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
+def _old_file(path: Path) -> dict[str, Tensor]:
+    """A state dict that torch.save wrote; a pickle with anything else in it is refused."""
+    remedy = f"copy it again, or get the model as {WEIGHTS} from somebody you trust"
+    content = safe_load(path, remedy)
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
+        raise CheckpointError(f"{path}: holds no table of tensors; expected a state dict")
+    return dict(content)
+
+
+OLD_WEIGHTS = "pytorch_model.bin"
+_INDEX = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}  # what transformers asks for
-_OTHER_WEIGHTS = ("pytorch_model.bin", "model.safetensors.index.json", "tf_model.h5")
+_OTHER_WEIGHTS = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 def _portable(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""BackboneConfig to the keys of a Hugging Face Wav2Vec2 config.json, and back.
+"""BackboneConfig to the keys of a Hugging Face Wav2Vec2 config.json, and back from Hubert's too.
 
 Torch-free. Backbones without a class there (wav2vec v1, log-mel) get a model type of ours.
 """
@@ -53,13 +53,28 @@ _DEFAULTS: dict[str, Any] = {
     "feat_quantizer_dropout": 0.0,
     "do_stable_layer_norm": False,
 }
+# Their model types that compute our network, and the prefix of its tensors below a head.
+FAMILIES = {"wav2vec2": "wav2vec2.", "hubert": "hubert."}
 # Parts of their model that ours does not have: key -> the only value we can read.
+_HUBERT_FIXED = {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False}
 _FIXED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
     "adapter_attn_dim": None,
+}
+
+
+# Quantizer and contrast of the wav2vec 2.0 objective: ours -> theirs.
+_PRETRAINING = {
+    "codes": "num_codevectors_per_group",
+    "groups": "num_codevector_groups",
+    "code_dim": "codevector_dim",
+    "final_dim": "proj_codevector_dim",
+    "num_negatives": "num_negatives",
+    "logit_temperature": "contrastive_logits_temperature",
+    "diversity_weight": "diversity_loss_weight",
 }
 
 
@@ -125,31 +140,31 @@ def to_hf(
 
 def _pretraining(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Quantizer and contrast of the wav2vec 2.0 objective under their names."""
-    theirs = {
-        "codes": "num_codevectors_per_group",
-        "groups": "num_codevector_groups",
-        "code_dim": "codevector_dim",
-        "final_dim": "proj_codevector_dim",
-        "num_negatives": "num_negatives",
-        "logit_temperature": "contrastive_logits_temperature",
-        "diversity_weight": "diversity_loss_weight",
-    }
-    return {name: settings[ours] for ours, name in theirs.items() if ours in settings}
+    return {name: settings[ours] for ours, name in _PRETRAINING.items() if ours in settings}
+
+
+def pretraining_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the wav2vec 2.0 objective that a Wav2Vec2ForPreTraining config.json gives.
+
+    Those it leaves out have the same defaults there and here.
+    """
+    return {ours: config[name] for ours, name in _PRETRAINING.items() if name in config}
 
 
 def from_hf(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
 ) -> BackboneConfig:
-    """The backbone of a Wav2Vec2 config.json and its preprocessor_config.json.
+    """The backbone of a Wav2Vec2 or Hubert config.json and its preprocessor_config.json.
 
     Raises CheckpointError for another model family or a part we have no counterpart of.
     """
-    if config.get("model_type") != "wav2vec2":
+    if config.get("model_type") not in FAMILIES:
         raise CheckpointError(
             f"{where}: found a model of type '{config.get('model_type')}'; expected a speechssl "
-            "folder or type 'wav2vec2' (other families cannot be read yet)"
+            f"folder or type {' or '.join(map(repr, FAMILIES))} (others cannot be read yet)"
         )
-    for key, only in _FIXED.items():
+    fixed = _FIXED | (_HUBERT_FIXED if config["model_type"] == "hubert" else {})
+    for key, only in fixed.items():
         if (got := config.get(key, only)) != only:
             raise CheckpointError(f"{where}: {key} is {got!r}, expected {only!r}; not supported")
     if config.get("feat_extract_norm", "group") not in ("group", "layer"):

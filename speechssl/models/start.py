@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechssl.models.bundle import load_weights, locate, name_of, named_weights, vocabulary
+from speechssl.models.bundle import load_weights, locate, name_of, named_weights, plain_head
 from speechssl.models.folder import WEIGHTS, read_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from speechssl.objectives.base import Objective
 
 
@@ -29,7 +31,7 @@ def start_from(objective: Objective, path_or_id: str | Path) -> str:
     load_weights(objective.backbone, inside, str(folder / WEIGHTS))
     mine = {k: v.shape for k, v in objective.state_dict().items() if not k.startswith("backbone.")}
     head = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
-    name, classes = _head_of(folder, config)
+    name, classes = _head_of(folder, config, weights)
     if not mine:
         return "no head"
     if name is None or not head:
@@ -46,11 +48,12 @@ def start_from(objective: Objective, path_or_id: str | Path) -> str:
     return f"head from random: {why}"
 
 
-def _head_of(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+def _head_of(
+    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[str | None, tuple[str, ...]]:
     """Name of the objective, None where we know none, and the classes."""
     stored = config.get("speechssl")
     if stored is None:
-        characters = vocabulary(folder, config)
-        return ("ctc" if characters else None), characters
+        return plain_head(folder, config, weights)
     about = stored.get("objective") or {}
     return about.get("name"), tuple(stored.get("classes") or ())

@@ -7,7 +7,7 @@ import pytest
 
 from tests.house.source import LIBRARY, ROOT, SCRIPTS, imports, module_of, place
 
-BASE = {"errors", "types", "geometry", "lookup", "rng", "atomic", "__version__"}
+BASE = {"errors", "types", "geometry", "lookup", "rng", "atomic", "unpickle", "__version__"}
 #: Room -> what it may import of ours (a room, or one module of it), besides itself.
 MAY_IMPORT = {
     **dict.fromkeys([*BASE, "settings"], BASE),

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from speechssl.downstream.ctc import CTC
+from speechssl.errors import CheckpointError
 from speechssl.models.backbone import Backbone
-from speechssl.models.bundle import load_bundle, save_bundle
+from speechssl.models.bundle import backbone_config, load_bundle, save_bundle
 from speechssl.models.presets import BackboneConfig
+from speechssl.models.start import start_from
+from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.wav2vec2 import Wav2Vec2
+from speechssl.types import Batch
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.interop
@@ -165,3 +169,131 @@ def test_a_folder_of_theirs_loads(tmp_path: Path, conv_norm: str, norm: str):
     assert isinstance(bundle.objective, CTC)
     close(bundle.objective.lm_head(bundle.backbone(x, torch.tensor([999])).x), theirs(x).logits)
     assert np.isfinite(bundle.objective.lm_head.weight.numpy()).all()
+
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "conv_dim": (16, 24), "conv_kernel": (10, 3), "conv_stride": (5, 2),
+    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize(
+    ("conv_norm", "norm", "bias"),
+    [("group", "post", False), ("layer", "pre", False), ("layer", "pre", True)],
+)
+@torch.no_grad()
+def test_a_hubert_folder_loads(tmp_path: Path, conv_norm: str, norm: str, bias: bool, safe: bool):
+    about = transformers.HubertConfig(
+        **SIZES, conv_bias=bias, feat_extract_norm=conv_norm, vocab_size=len(CLASSES),
+        do_stable_layer_norm=norm == "pre",
+    )  # fmt: skip
+    theirs = shaken(transformers.HubertForCTC(about))
+    theirs.save_pretrained(tmp_path)
+    if not safe:
+        torch.save(old_names(theirs.state_dict()), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    vocabulary = {token: i for i, token in enumerate(CLASSES)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    bundle = load_bundle(tmp_path)
+    assert isinstance(bundle.objective, CTC)
+    x = wave(999)
+    states = bundle.backbone(x, torch.tensor([999]), layers=True)
+    expected = theirs.hubert(x, output_hidden_states=True)
+    for mine, other in zip(states.layers[:-1], expected.hidden_states[:-1], strict=True):
+        close(mine, other)
+    close(states.x, expected.last_hidden_state)
+    close(bundle.objective.lm_head(states.x), theirs(x).logits)
+    # What we write of it is a Wav2Vec2 folder, which computes the same.
+    save_bundle(tmp_path / "ours", bundle.objective, card={})
+    close(read(transformers.Wav2Vec2ForCTC, tmp_path / "ours")(x).logits, theirs(x).logits)
+
+
+def old_names(weights):
+    """As torch.nn.utils.weight_norm named them before parametrisations."""
+    renamed = {"original0": "weight_g", "original1": "weight_v"}
+    found = {}
+    for key, value in weights.items():
+        stem, _, last = key.rpartition(".parametrizations.weight.")
+        found[f"{stem}.{renamed[last]}" if stem else key] = value
+    return found
+
+
+@pytest.mark.parametrize("option", [{"feat_proj_layer_norm": False}, {"conv_pos_batch_norm": True}])
+def test_hubert_parts_without_a_counterpart_are_named(tmp_path: Path, option: dict):
+    transformers.HubertConfig(**SIZES, **option).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=next(iter(option))):
+        load_bundle(tmp_path)
+
+
+@pytest.fixture
+def pretraining(tmp_path: Path):
+    """Their pre-training model, and the folder it saved."""
+    about = transformers.Wav2Vec2Config(
+        **SIZES, conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True,
+        num_codevectors_per_group=6, codevector_dim=12, proj_codevector_dim=10, num_negatives=7,
+        contrastive_logits_temperature=0.2, diversity_loss_weight=0.3, hidden_dropout=0.0,
+        attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0,
+        feat_quantizer_dropout=0.0, apply_spec_augment=True, mask_time_prob=0.5,
+    )  # fmt: skip
+    theirs = shaken(transformers.Wav2Vec2ForPreTraining(about))
+    theirs.save_pretrained(tmp_path / "theirs")
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    extractor.save_pretrained(tmp_path / "theirs")
+    return theirs, tmp_path / "theirs"
+
+
+@torch.no_grad()
+def test_their_pretraining_model_has_the_same_loss_here(pretraining):
+    theirs, folder = pretraining
+    bundle = load_bundle(folder)
+    ours = bundle.objective
+    assert isinstance(ours, Wav2Vec2)
+    assert (ours.cfg.codes, ours.cfg.num_negatives, ours.cfg.logit_temperature) == (6, 7, 0.2)
+    lens = torch.tensor([1600, 1100])
+    waves = torch.zeros(2, 1600)
+    waves[0], waves[1, :1100] = wave(1600)[0], wave(1100, seed=1)[0]
+    frames = torch.as_tensor(ours.backbone.geometry.frames(lens))
+    rngs = [np.random.default_rng(i) for i in range(2)]
+    plan = Wav2Vec2.plan(
+        Wav2Vec2.Config(mask=SpanMask(0.5, 4), num_negatives=7), 32, frames.numpy(), rngs, False
+    )
+    mask, negatives = torch.tensor(plan.mask), torch.tensor(plan.negatives)
+    batch = Batch(["a", "b"], waves, lens, frames, plan.num_targets, mask=mask, negatives=negatives)
+    found = ours(batch)
+    # Their negatives are places in the flattened batch, of all frames.
+    time = mask.shape[1]
+    places = torch.zeros(2, time, 7, dtype=torch.long)
+    start = 0
+    for row in range(2):
+        at = mask[row].nonzero()[:, 0]
+        own = negatives[start : start + len(at)]
+        places[row, at] = at[own] + row * time
+        start += len(at)
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    inputs = extractor(
+        [waves[0].numpy(), waves[1, :1100].numpy()],
+        sampling_rate=16000, padding=True, return_tensors="pt",
+    )  # fmt: skip
+    expected = theirs(**inputs, mask_time_indices=mask, sampled_negative_indices=places)
+    mean = found.logs["contrastive"].total / found.count
+    close(mean, expected.contrastive_loss / mask.sum())
+    # Their diversity is that of the softmax only while training, as ours always is.
+    drawn = theirs.train()(**inputs, mask_time_indices=mask, sampled_negative_indices=places)
+    close(found.logs["diversity"].total / found.count, drawn.diversity_loss / mask.sum())
+
+
+def test_their_pretraining_model_goes_on_here(pretraining):
+    _, folder = pretraining
+    ours = Wav2Vec2(
+        Backbone(backbone_config(folder)),
+        Wav2Vec2.Config(groups=2, codes=6, code_dim=12, final_dim=10),
+    )
+    assert start_from(ours, folder) == "head from the same model"
+    torch.testing.assert_close(
+        ours.state_dict(), load_bundle(folder).objective.state_dict(), rtol=0, atol=0
+    )
+    other = Wav2Vec2(Backbone(backbone_config(folder)), Wav2Vec2.Config())
+    assert "other sizes" in start_from(other, folder)

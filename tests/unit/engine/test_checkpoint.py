@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from speechssl.engine.checkpoint import CheckpointStore, Saved, safe_load
+from speechssl.engine.checkpoint import CheckpointStore, Saved, load_part
 from speechssl.errors import CheckpointError
 from speechssl.types import Progress
 
@@ -205,7 +205,7 @@ def test_pickled_code_never_runs(tmp_path, monkeypatch):
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Payload()))
     for name in ("evil.pt", "evil.pkl", "missing.pt"):
         with pytest.raises(CheckpointError, match=name):
-            safe_load(tmp_path / name)
+            load_part(tmp_path / name)
     assert not canary.exists()
 
 

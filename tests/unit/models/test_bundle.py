@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import speechssl
 from speechssl.downstream.ctc import CTC
@@ -251,14 +252,74 @@ def test_missing_files(saved: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         load_bundle(saved)
     shutil.move(tmp_path / "elsewhere", saved / "config.json")
-    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"found pytorch_model\.bin, which is not read"):
+    (saved / "model.safetensors").rename(saved / "tf_model.h5")
+    with pytest.raises(CheckpointError, match=r"found tf_model\.h5, which is not read"):
+        load_bundle(saved)
+
+
+def test_old_weights_are_read(saved: Path):
+    expected = load_bundle(saved).objective
+    assert expected is not None
+    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    again = load_bundle(saved).objective
+    assert again is not None
+    torch.testing.assert_close(again.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+class Trap:
+    """Pickled, it runs a command when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused(saved: Path, tmp_path: Path, zipped: bool):
+    (saved / "model.safetensors").unlink()
+    content = {"lm_head.weight": torch.zeros(2), "extra": Trap(tmp_path / "touched")}
+    old = saved / "pytorch_model.bin"
+    torch.save(content, old, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: .*asks for \w+\.system"):
+        load_bundle(saved)
+    assert not (tmp_path / "touched").exists()
+    old.write_bytes(old.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: cannot be loaded safely"):
+        load_bundle(saved)
+    torch.save([torch.zeros(2)], old)
+    with pytest.raises(CheckpointError, match="no table of tensors"):
+        load_bundle(saved)
+
+
+def test_shards(saved: Path):
+    expected = load_bundle(saved).objective
+    assert expected is not None
+    tensors = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    names, where = sorted(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{i}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, saved / file)
+        where |= dict.fromkeys(part, file)
+    index = saved / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    again = load_bundle(saved).objective
+    assert again is not None
+    torch.testing.assert_close(again.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    (saved / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-\S+, which is missing"):
+        load_bundle(saved)
+    index.write_text('{"weight_map": {"a": "../elsewhere"}}')
+    with pytest.raises(CheckpointError, match="no weight_map"):
         load_bundle(saved)
 
 
 def test_other_families_are_named(tmp_path: Path):
-    (tmp_path / "config.json").write_text('{"model_type": "hubert"}')
-    with pytest.raises(CheckpointError, match="type 'hubert'"):
+    (tmp_path / "config.json").write_text('{"model_type": "wavlm"}')
+    with pytest.raises(CheckpointError, match="type 'wavlm'"):
         speechssl.load(tmp_path)
 
 

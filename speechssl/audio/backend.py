@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torchaudio.models import Wav2Vec2Model
     from torchaudio.models.decoder import CTCDecoder
 
 # Kaldi's defaults are meant for 16-bit samples: its floor of 1.2e-7 would flatten quiet speech
@@ -106,6 +107,13 @@ def lexicon_decoder(
             sil_token=bar,
             unk_word="<unk>",
         )
+
+
+def wav2vec2_network(**sizes: Any) -> Wav2Vec2Model:
+    """Torchaudio's own network of the wav2vec 2.0 family; arguments of its `wav2vec2_model`."""
+    from torchaudio.models import wav2vec2_model
+
+    return wav2vec2_model(**sizes)
 
 
 @contextmanager

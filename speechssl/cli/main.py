@@ -22,6 +22,7 @@ VERBS = {
     "lm": "an n-gram language model of transcripts, for --lm of evaluate and predict",
     "probe": "what frozen features know: linear probes beside log-mel and random weights",
     "predict": "transcripts or speakers of audio files",
+    "convert": "models from and to Hugging Face, fairseq and torchaudio, with a numeric check",
     "show": "a configuration, model, run, checkpoint or manifest in words",
     "report": "learning curves of runs as a picture",
 }

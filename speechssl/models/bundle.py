@@ -232,7 +232,7 @@ def _ours(
                 "run; if you trust it: speechssl.load(..., plugins=True), or --plugins on the "
                 "command line"
             )
-        cls = _objective_class(name)
+        cls = objective_class(name)
         settings = from_json(cls.Config, about.get("config"), "speechssl.objective.config", where)
     try:
         backbone = build_backbone(cfg)
@@ -252,7 +252,7 @@ def _plain_huggingface(
     weights = named_weights(folder, config)
     name, classes = plain_head(folder, config, weights)
     if name is not None:
-        cls = _objective_class(name)
+        cls = objective_class(name)
         settings = hf_config.pretraining_settings(config) if name == "wav2vec2" else {}
         objective = cls(backbone, cls.Config(**settings), classes)
         load_weights(objective, weights, str(folder / WEIGHTS))
@@ -296,7 +296,8 @@ def _some(names: Any) -> str:
     return ", ".join(shown[:5]) + (" ..." if len(shown) > 5 else "")
 
 
-def _objective_class(name: str) -> type[Objective]:
+def objective_class(name: str) -> type[Objective]:
+    """The class of the objective called `name`."""
     # Found by name, as every plugin is: models stand below the objectives and never import them.
     base = import_module("speechssl.objectives.base").Objective
     return lookup.find(name, base)

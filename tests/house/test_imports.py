@@ -21,7 +21,7 @@ MAY_IMPORT = {
     | {"models", "kernels", "evaluation", "objectives.base", "objectives.masking", "data.manifest"}
     | {"data.tokens"},
     "engine": BASE | {"objectives.base", "data", "evaluation", "kernels"},
-    "interop": BASE | {"models"},
+    "interop": BASE | {"models", "audio.backend", "objectives.base"},
     "extract": BASE | {"models", "data", "audio", "downstream", "objectives.base"},
     "report": BASE | {"evaluation", "audio"},
     "config": BASE | {"settings", "data.config", "engine.config", "models", "objectives.base"},

@@ -1,0 +1,264 @@
+"""Checkpoint files of fairseq and torchaudio, read without either of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.errors import CheckpointError
+from speechssl.interop.keymap import Layout, layout_of, to_ours
+from speechssl.models.presets import BackboneConfig
+from speechssl.unpickle import Inert, safe_load
+
+#: Packages whose classes fairseq pickles beside the weights; none of their code is needed.
+_STORED_BESIDE = ("argparse", "omegaconf", "fairseq", "typing", "enum", "numpy", "examples")
+_PUBLISHED = {"kernels": (10, 3, 3, 3, 3, 2, 2), "strides": (5, 2, 2, 2, 2, 2, 2)}
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # of fairseq's dictionary; its blank comes first
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint of another toolkit under our names."""
+
+    layout: Layout
+    cfg: BackboneConfig
+    backbone: dict[str, Tensor]
+    head: dict[str, Tensor]
+    classes: tuple[str, ...]  # characters of a CTC head by output index; () where not known
+    quantizer: dict[str, Any]  # settings of a wav2vec 2.0 head; {} without one
+    dropped: list[str]  # tensors left out on purpose
+    assumed: list[str]  # in words: what neither tensors nor settings tell
+
+
+def read_foreign(path: str | Path, heads: int | None = None, norm: str | None = None) -> Foreign:
+    """Read a fairseq checkpoint or a torchaudio state dict of the wav2vec 2.0 family.
+
+    `heads` (of attention) and `norm` (`pre`, `post`) are for torchaudio files, which do not tell
+    them: by default 64 channels a head, and `pre` where the convolutions have layer norms.
+    The characters of a fairseq CTC model come from the dict.ltr.txt beside it.
+    Raises CheckpointError when the file cannot be read, would run code, holds a tensor of another
+    network, or when its settings and its tensors contradict each other.
+    """
+    path = Path(path)
+    content = safe_load(path, "get the model again from somebody you trust", inert=_STORED_BESIDE)
+    settings: Mapping[str, Any] = {}
+    tensors = content
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        tensors = content["model"]
+        settings = _settings(content, path)
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise CheckpointError(f"{path}: holds no table of tensors; expected a state dict")
+    layout = layout_of(tensors)
+    if layout is None:
+        some = ", ".join(sorted(tensors)[:3])
+        raise CheckpointError(
+            f"{path}: neither a fairseq nor a torchaudio model of the wav2vec 2.0 family (its "
+            f"tensors: {some} ...)"
+        )
+    backbone, head, dropped = to_ours(tensors, layout, str(path))
+    backbone = {k: v.float() for k, v in backbone.items()}
+    assumed: list[str] = []
+    if layout == "fairseq" and not settings:
+        raise CheckpointError(
+            f"{path}: a fairseq state dict without its settings (cfg or args); give the whole "
+            "checkpoint file"
+        )
+    cfg = _config(backbone, settings, layout, heads, norm, str(path), assumed)
+    if "masked_spec_embed" not in backbone:
+        backbone["masked_spec_embed"] = torch.rand(cfg.dim)
+        assumed.append("the mask vector is drawn at random: the model has none")
+    classes = _characters(path, head) if layout == "fairseq" and "lm_head.weight" in head else ()
+    quantizer = _quantizer(head, settings, str(path)) if "quantizer.codevectors" in head else {}
+    return Foreign(layout, cfg, backbone, head, classes, quantizer, dropped, assumed)
+
+
+def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The options of a fairseq model in one table, whether in `cfg` or in the older `args`."""
+    stored = _plain(content.get("cfg")) or _plain(content.get("args"))
+    if not isinstance(stored, dict):
+        return {}
+    parts = [stored.get("task"), stored.get("model")] if "model" in stored else [stored]
+    found: dict[str, Any] = {}
+    for part in parts:
+        if isinstance(part, dict):
+            found |= part
+    inside = found.get("w2v_args")  # a fine-tuned model carries the settings of its start
+    if isinstance(inside, dict):
+        inner = inside.get("model", inside)
+        if not isinstance(inner, dict):
+            raise CheckpointError(f"{path}: w2v_args.model is no table of settings")
+        found = found | inner
+    return found
+
+
+def _plain(stored: Any) -> Any:
+    """Namespaces and OmegaConf nodes as plain tables, lists and values."""
+    if isinstance(stored, Inert):
+        attributes = vars(stored)
+        for inner in ("_content", "_val"):
+            if inner in attributes:
+                return _plain(attributes[inner])
+        arguments = attributes.get("args", ())
+        if len(arguments) == 1 and len(attributes) == 1:  # a member of an enumeration
+            return _plain(arguments[0])
+        return _plain({k: v for k, v in attributes.items() if k != "args"})
+    if isinstance(stored, dict):
+        return {k: _plain(v) for k, v in stored.items()}
+    if isinstance(stored, list | tuple):
+        return [_plain(v) for v in stored]
+    return stored
+
+
+def _config(
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    layout: Layout,
+    heads: int | None,
+    norm: str | None,
+    where: str,
+    assumed: list[str],
+) -> BackboneConfig:
+    """The network of these tensors. Appends to `assumed` what is a guess."""
+    prefix = "feature_extractor.conv_layers."
+    convs: list[Tensor] = []
+    while (name := f"{prefix}{len(convs)}.conv.weight") in weights:
+        convs.append(weights[name])
+    needed = [
+        "feature_projection.projection.weight",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        "encoder.layers.0.feed_forward.intermediate_dense.weight",
+    ]
+    if missing := [n for n in needed if n not in weights] + ([] if convs else [prefix]):
+        raise CheckpointError(f"{where}: no {missing[0]}; not a network of the wav2vec 2.0 family")
+    projection, position, hidden = (weights[name] for name in needed)
+    dim = projection.shape[0]
+    norms = [f"{prefix}{i}.layer_norm.weight" in weights for i in range(len(convs))]
+    if norms not in ([True] * len(convs), [True] + [False] * (len(convs) - 1)):
+        raise CheckpointError(f"{where}: norms stand after convolutions {norms}; not supported")
+    conv_norm = "layer" if all(norms) and len(norms) > 1 else "group"
+    kernels = tuple(w.shape[2] for w in convs)
+    if layout == "fairseq":
+        return BackboneConfig(
+            preset="fairseq",
+            normalize=bool(settings.get("normalize", False)),
+            conv_strides=_strides(settings, convs, where),
+            norm="pre" if settings.get("layer_norm_first", False) else "post",
+            heads=int(settings.get("encoder_attention_heads", 12)),
+            **_shapes(weights, convs, conv_norm, dim, position, hidden, settings, where),
+        )
+    if kernels != _PUBLISHED["kernels"]:
+        raise CheckpointError(
+            f"{where}: convolutions with kernels {kernels}; a torchaudio file does not tell their "
+            f"strides, which are known for {_PUBLISHED['kernels']} alone"
+        )
+    guess = "pre" if conv_norm == "layer" else "post"
+    if heads is None:
+        heads = max(dim // 64, 1)
+        assumed.append(f"{heads} attention heads of {dim // heads} channels (--heads)")
+    if norm is None:
+        assumed.append(f"{guess}-norm blocks, as published beside {conv_norm} norms (--norm)")
+    return BackboneConfig(
+        preset="torchaudio",
+        normalize=conv_norm == "layer",
+        conv_strides=_PUBLISHED["strides"],
+        norm=norm or guess,  # type: ignore[arg-type]
+        heads=heads,
+        **_shapes(weights, convs, conv_norm, dim, position, hidden, settings, where),
+    )
+
+
+def _shapes(
+    weights: Mapping[str, Tensor],
+    convs: list[Tensor],
+    conv_norm: str,
+    dim: int,
+    position: Tensor,
+    hidden: Tensor,
+    settings: Mapping[str, Any],
+    where: str,
+) -> dict[str, Any]:
+    """What tensors alone tell; settings that contradict them are an error."""
+    layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layers."))
+    found = {
+        "conv_dims": tuple(w.shape[0] for w in convs),
+        "conv_kernels": tuple(w.shape[2] for w in convs),
+        "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in weights,
+        "conv_norm": conv_norm,
+        "dim": dim,
+        "layers": layers,
+        "ffn": hidden.shape[0],
+        "pos_kernel": position.shape[2],
+        "pos_groups": dim // position.shape[1],
+    }
+    mode = {"group": "default", "layer": "layer_norm"}[conv_norm]
+    told = {
+        "extractor_mode": mode,
+        "encoder_layers": layers,
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": found["ffn"],
+        "conv_bias": found["conv_bias"],
+        "conv_pos": found["pos_kernel"],
+        "conv_pos_groups": found["pos_groups"],
+    }
+    for key, value in told.items():
+        got = settings.get(key, value)
+        if str(got) != str(value):
+            raise CheckpointError(
+                f"{where}: its settings say {key} {got!r}, its tensors {value!r}; the file was "
+                "edited or is a mixture of two models"
+            )
+    return found
+
+
+def _strides(settings: Mapping[str, Any], convs: list[Tensor], where: str) -> tuple[int, ...]:
+    """Strides out of fairseq's `[(512,10,5)] + [(512,3,2)] * 4 + ...`, which is not evaluated."""
+    text = str(settings.get("conv_feature_layers", ""))
+    layers: list[tuple[int, ...]] = []
+    for body, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
+        found = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", body)
+        layers += [tuple(map(int, layer)) for layer in found] * int(times or 1)
+    shapes = [(w.shape[0], w.shape[2]) for w in convs]
+    if [layer[:2] for layer in layers] != shapes:
+        raise CheckpointError(
+            f"{where}: conv_feature_layers {text!r} does not describe its convolutions, which have "
+            f"(channels, kernel) {shapes}"
+        )
+    return tuple(layer[2] for layer in layers)
+
+
+def _quantizer(head: dict[str, Tensor], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings of `Wav2Vec2` for the quantizer and contrast of a fairseq pre-training model."""
+    groups = int(settings.get("latent_groups", 2))
+    codes, part = head["quantizer.codevectors"].shape[1:]
+    if codes % groups or "project_q.weight" not in head or "project_hid.weight" not in head:
+        raise CheckpointError(
+            f"{where}: a quantizer of {codes} vectors in {groups} groups, beside "
+            f"{', '.join(sorted(head))}; expected project_q and final_proj, and groups of one size"
+        )
+    found: dict[str, Any] = {"groups": groups, "codes": codes // groups, "code_dim": part * groups}
+    found["final_dim"] = head["project_q.weight"].shape[0]
+    for ours, theirs in (("num_negatives", "num_negatives"), ("logit_temperature", "logit_temp")):
+        if theirs in settings:
+            found[ours] = settings[theirs]
+    return found
+
+
+def _characters(path: Path, head: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Classes of a fairseq CTC model; its blank, `<s>` at index 0, is called `<pad>` here."""
+    file = path.with_name("dict.ltr.txt")
+    if not file.is_file():
+        return ()
+    lines = file.read_text(encoding="utf-8").splitlines()
+    classes = (*_SPECIAL, *(line.split()[0] for line in lines if line.strip()))
+    if len(classes) != len(head["lm_head.weight"]):
+        raise CheckpointError(
+            f"{file}: {len(classes)} symbols with the four special ones, but the model has "
+            f"{len(head['lm_head.weight'])} classes; it is the dictionary of another model"
+        )
+    return classes

@@ -71,7 +71,9 @@ def read_foreign(path: str | Path, heads: int | None = None, norm: str | None = 
         )
     cfg = _config(backbone, settings, layout, heads, norm, str(path), assumed)
     if "masked_spec_embed" not in backbone:
-        backbone["masked_spec_embed"] = torch.rand(cfg.dim)
+        backbone["masked_spec_embed"] = torch.rand(
+            cfg.dim, generator=torch.Generator().manual_seed(1)
+        )
         assumed.append("the mask vector is drawn at random: the model has none")
     classes = _characters(path, head) if layout == "fairseq" and "lm_head.weight" in head else ()
     quantizer = _quantizer(head, settings, str(path)) if "quantizer.codevectors" in head else {}

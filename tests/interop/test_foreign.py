@@ -15,7 +15,7 @@ from torchaudio.models.wav2vec2.utils import import_fairseq
 
 from speechssl.cli.main import main
 from speechssl.downstream.ctc import CTC
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.convert import (
     as_model,
     compare_with_torchaudio,
@@ -92,15 +92,22 @@ def test_torchaudio_to_folder_and_back(mode, tmp_path: Path, capsys: pytest.Capt
     same(torch.load(back, weights_only=True), dict(theirs.state_dict()))
 
 
-def test_a_wrong_guess_about_a_torchaudio_file_is_not_silent(tmp_path: Path):
-    """What the file does not tell is said, and a number of heads that cannot be is refused."""
+def test_what_a_torchaudio_file_does_not_tell_is_said(tmp_path: Path):
     theirs = torchaudio.models.wav2vec2_model(**torchaudio_sizes(sizes("group", "post", False)))
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     found = read_foreign(tmp_path / "theirs.pt")
     assert any("attention heads" in line for line in found.assumed)
     assert any("post-norm" in line for line in found.assumed)
     assert any("mask vector" in line for line in found.assumed)
-    assert read_foreign(tmp_path / "theirs.pt", heads=2, norm="post").cfg.heads == 2
+    told = read_foreign(tmp_path / "theirs.pt", heads=2, norm="pre")
+    assert (told.cfg.heads, told.cfg.norm, len(told.assumed)) == (2, "pre", 1)
+    with pytest.raises(ConfigError, match="multiple of heads"):
+        read_foreign(tmp_path / "theirs.pt", heads=3)
+    odd = {k: v[..., :5] if k.endswith("layers.0.conv.weight") else v
+           for k, v in theirs.state_dict().items()}  # fmt: skip
+    torch.save(odd, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="does not tell their strides"):
+        read_foreign(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -95,7 +95,7 @@ evaluate() {
   done
   for split in dev test; do
     for run in "$out"/asr/*; do
-      weights=(--lm-weight 0.3 0.6 1 --word-score 0 1 2)
+      weights=(--lm-weight 0.4 0.7 1 --word-score 1 2 3)
       if [[ $split == test ]]; then
         read -ra weights <<<"$(lm_weights "$run/lm_dev/wer.json")"
       fi

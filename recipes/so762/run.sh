@@ -128,7 +128,7 @@ results() {
 # asr_row TITLE NAME SIZE: percent on dev and test; the 95 % interval is that of the word error rate
 # on test, of the best decoding.
 asr_row() {
-  local run=$out/asr/$2_$3 lm='- | -' interval_of=greedy_test
+  local run=$out/asr/$2_$3 lm=' | ' interval_of=greedy_test
   if [[ -d $run/lm_test ]]; then
     lm="$(percent "$run/lm_dev/wer.json" wer) | $(percent "$run/lm_test/wer.json" wer)"
     interval_of=lm_test

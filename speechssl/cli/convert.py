@@ -52,11 +52,11 @@ def main(argv: Sequence[str]) -> int:
     backbone = getattr(model, "backbone", model)
     differences = convert.compare_with_torchaudio(model)
     passed = all(one.passes for one in differences)
-    if passed:
-        if args.to == "speechssl":
-            save_bundle(args.out, model, card={"converted from": f"{kind} {source.name}"})
-        elif left_out := convert.write_foreign(model, args.to, args.out):
-            told.append(f"no place in {args.to}: {', '.join(left_out)}")
+    if passed and args.to == "speechssl":
+        save_bundle(args.out, model, card={"converted from": f"{kind} {source.name}"})
+    elif passed:
+        left_out = convert.write_foreign(model, args.to, args.out)
+        told += [f"no place in {args.to}: {', '.join(left_out)}"] if left_out else []
     cfg = backbone.cfg
     tensors = len(model.state_dict())
     print(

@@ -84,7 +84,7 @@ def recognition(
     bundle: Bundle, utterances: Sequence[Utterance], args: argparse.Namespace, skips: Skips
 ) -> tuple[dict[str, Any], str]:
     """Error rates of a CTC model; audio that cannot be used counts as an empty answer."""
-    from speechssl.cli.inputs import language_models
+    from speechssl.cli.inputs import beam_of, language_models
     from speechssl.cli.scoring import transcribe_all
     from speechssl.evaluation import wer
 
@@ -94,8 +94,10 @@ def recognition(
             skips.add("no_text", u.id, f"'{u.id}' has no reference and is not scored")
     if not scored:
         raise DataError(f"none of {len(utterances)} utterances in {args.manifest} has a text")
-    lms = language_models(args)
-    found, tuned = transcribe_all(bundle, scored, args.beam, lms, args.batch_sec, skips)
+    lms, beam = language_models(args), beam_of(args)
+    found, tuned = transcribe_all(
+        bundle, scored, beam, lms, args.batch_sec, skips, args.text_policy
+    )
     report = wer.score(
         {u.id: u.text or "" for u in scored},
         {u.id: found[i].text if i in found else "" for i, u in enumerate(scored)},
@@ -104,7 +106,7 @@ def recognition(
     )
     if args.out:
         report.write(args.out)
-    results = report.to_json() | {"beam": args.beam or (100 if lms else 1)}
+    results = report.to_json() | {"beam": beam}
     lines = [report.summary().rstrip()]
     if lms:
         best = tuned[0].lm if tuned else lms[0]

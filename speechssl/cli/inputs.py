@@ -59,6 +59,13 @@ def add_search_options(parser: argparse.ArgumentParser, several: bool) -> None:
         parser.add_argument(name, type=float, nargs=nargs, metavar="X", help=f"{what}{grid})")
 
 
+def beam_of(args: argparse.Namespace) -> int:
+    """The width that `add_search_options` read; the best path alone, or 100 with --lm."""
+    if args.beam is not None:
+        return args.beam
+    return 100 if args.lm else 1
+
+
 def language_models(args: argparse.Namespace) -> list[LanguageModel]:
     """What `add_search_options` read: none without --lm, several for a grid.
 

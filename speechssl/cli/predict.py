@@ -67,11 +67,11 @@ def transcripts(
     """One answer an utterance, in their order: text and words with times."""
     from dataclasses import asdict
 
-    from speechssl.cli.inputs import language_models
+    from speechssl.cli.inputs import beam_of, language_models
     from speechssl.cli.scoring import transcribe_all
 
     lms = language_models(args)
-    found, _ = transcribe_all(bundle, utterances, args.beam, lms, args.batch_sec, skips)
+    found, _ = transcribe_all(bundle, utterances, beam_of(args), lms, args.batch_sec, skips)
     for place, utterance in enumerate(utterances):
         if place in found:
             words = [asdict(word) for word in found[place].words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from speechssl.downstream.speaker import Speaker
     from speechssl.extract.lexicon import LanguageModel
     from speechssl.models.bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ def batches(
 def transcribe_all(
     bundle: Bundle,
     utterances: Sequence[Utterance],
-    beam: int | None,
+    beam: int,
     lms: Sequence[LanguageModel],
     batch_sec: float,
     skips: Skips,
+    policy: str = "raw",
 ) -> tuple[dict[int, Transcript], list[Tuned]]:
     """Place in `utterances` -> transcript; audio that cannot be used is counted in `skips`.
 
     Of several language models (one with several weights) the one with the fewest word errors on
-    the texts of `utterances` is taken; the list holds all of them, best first.
+    the texts of `utterances`, compared by `policy`, is taken; the list holds all, best first.
     Ids may come twice here, in two folders of the same layout; places do not.
     """
     assert bundle.objective is not None
@@ -79,9 +83,15 @@ def transcribe_all(
     found = sources(utterances, None, bundle.backbone.cfg.rate_hz)
 
     def transcriber(lm: LanguageModel | None) -> Transcriber:
-        return Transcriber(bundle, device, batch_sec, beam or (100 if lm else 1), lm)
+        return Transcriber(bundle, device, batch_sec, beam, lm)
 
     model = transcriber(lms[0] if lms else None)
+    if model.lexicon and model.lexicon.left_out:
+        log.warning(
+            "%d words of %s cannot be spelt with the model's characters and are never answered",
+            model.lexicon.left_out,
+            lms[0].path,
+        )
     if len(lms) < 2:
         return dict(bar(model.stream(found, _counted(skips)), len(found), "transcribe")), []
     emissions = dict(bar(model.emissions(found, _counted(skips)), len(found), "emissions"))
@@ -92,6 +102,7 @@ def transcribe_all(
         report = wer.score(
             {str(i): u.text or "" for i, u in enumerate(utterances)},
             {str(i): answers.get(i, "") for i in range(len(utterances))},
+            policy=policy,
         )
         tuned.append(Tuned(lm, report.words.rate))
     tuned.sort(key=lambda one: one.wer)

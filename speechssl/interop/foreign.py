@@ -6,19 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.keymap import Layout, layout_of, to_ours
 from speechssl.models.presets import BackboneConfig
 from speechssl.unpickle import Inert, safe_load
 
 #: Packages whose classes fairseq pickles beside the weights; none of their code is needed.
 _STORED_BESIDE = ("argparse", "omegaconf", "fairseq", "typing", "enum", "numpy", "examples")
-_PUBLISHED = {"kernels": (10, 3, 3, 3, 3, 2, 2), "strides": (5, 2, 2, 2, 2, 2, 2)}
+_KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # of all published models
+_CONV = "feature_extractor.conv_layers."
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # of fairseq's dictionary; its blank comes first
 
 
@@ -36,14 +37,17 @@ class Foreign:
     assumed: list[str]  # in words: what neither tensors nor settings tell
 
 
-def read_foreign(path: str | Path, heads: int | None = None, norm: str | None = None) -> Foreign:
+def read_foreign(
+    path: str | Path, heads: int | None = None, norm: Literal["pre", "post"] | None = None
+) -> Foreign:
     """Read a fairseq checkpoint or a torchaudio state dict of the wav2vec 2.0 family.
 
     `heads` (of attention) and `norm` (`pre`, `post`) are for torchaudio files, which do not tell
     them: by default 64 channels a head, and `pre` where the convolutions have layer norms.
     The characters of a fairseq CTC model come from the dict.ltr.txt beside it.
     Raises CheckpointError when the file cannot be read, would run code, holds a tensor of another
-    network, or when its settings and its tensors contradict each other.
+    network, or when its settings and its tensors contradict each other; ConfigError for `heads` or
+    `norm` beside a fairseq file.
     """
     path = Path(path)
     content = safe_load(path, "get the model again from somebody you trust", inert=_STORED_BESIDE)
@@ -69,7 +73,12 @@ def read_foreign(path: str | Path, heads: int | None = None, norm: str | None = 
             f"{path}: a fairseq state dict without its settings (cfg or args); give the whole "
             "checkpoint file"
         )
-    cfg = _config(backbone, settings, layout, heads, norm, str(path), assumed)
+    if layout == "torchaudio":
+        cfg = _torchaudio_config(backbone, heads, norm, str(path), assumed)
+    elif heads is None and norm is None:
+        cfg = _fairseq_config(backbone, settings, str(path))
+    else:
+        raise ConfigError(f"{path}: a fairseq file tells heads and norm itself; leave them out")
     if "masked_spec_embed" not in backbone:
         backbone["masked_spec_embed"] = torch.rand(
             cfg.dim, generator=torch.Generator().manual_seed(1)
@@ -117,115 +126,106 @@ def _plain(stored: Any) -> Any:
     return stored
 
 
-def _config(
-    weights: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    layout: Layout,
-    heads: int | None,
-    norm: str | None,
-    where: str,
-    assumed: list[str],
+def _fairseq_config(
+    weights: Mapping[str, Tensor], settings: Mapping[str, Any], where: str
 ) -> BackboneConfig:
-    """The network of these tensors. Appends to `assumed` what is a guess."""
-    prefix = "feature_extractor.conv_layers."
-    convs: list[Tensor] = []
-    while (name := f"{prefix}{len(convs)}.conv.weight") in weights:
-        convs.append(weights[name])
-    needed = [
-        "feature_projection.projection.weight",
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
-        "encoder.layers.0.feed_forward.intermediate_dense.weight",
-    ]
-    if missing := [n for n in needed if n not in weights] + ([] if convs else [prefix]):
-        raise CheckpointError(f"{where}: no {missing[0]}; not a network of the wav2vec 2.0 family")
-    projection, position, hidden = (weights[name] for name in needed)
-    dim = projection.shape[0]
-    norms = [f"{prefix}{i}.layer_norm.weight" in weights for i in range(len(convs))]
-    if norms not in ([True] * len(convs), [True] + [False] * (len(convs) - 1)):
-        raise CheckpointError(f"{where}: norms stand after convolutions {norms}; not supported")
-    conv_norm = "layer" if all(norms) and len(norms) > 1 else "group"
-    kernels = tuple(w.shape[2] for w in convs)
-    if layout == "fairseq":
-        return BackboneConfig(
-            preset="fairseq",
-            normalize=bool(settings.get("normalize", False)),
-            conv_strides=_strides(settings, convs, where),
-            norm="pre" if settings.get("layer_norm_first", False) else "post",
-            heads=int(settings.get("encoder_attention_heads", 12)),
-            **_shapes(weights, convs, conv_norm, dim, position, hidden, settings, where),
-        )
-    if kernels != _PUBLISHED["kernels"]:
-        raise CheckpointError(
-            f"{where}: convolutions with kernels {kernels}; a torchaudio file does not tell their "
-            f"strides, which are known for {_PUBLISHED['kernels']} alone"
-        )
-    guess = "pre" if conv_norm == "layer" else "post"
-    if heads is None:
-        heads = max(dim // 64, 1)
-        assumed.append(f"{heads} attention heads of {dim // heads} channels (--heads)")
-    if norm is None:
-        assumed.append(f"{guess}-norm blocks, as published beside {conv_norm} norms (--norm)")
-    return BackboneConfig(
-        preset="torchaudio",
-        normalize=conv_norm == "layer",
-        conv_strides=_PUBLISHED["strides"],
-        norm=norm or guess,  # type: ignore[arg-type]
-        heads=heads,
-        **_shapes(weights, convs, conv_norm, dim, position, hidden, settings, where),
-    )
-
-
-def _shapes(
-    weights: Mapping[str, Tensor],
-    convs: list[Tensor],
-    conv_norm: str,
-    dim: int,
-    position: Tensor,
-    hidden: Tensor,
-    settings: Mapping[str, Any],
-    where: str,
-) -> dict[str, Any]:
-    """What tensors alone tell; settings that contradict them are an error."""
-    layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layers."))
-    found = {
-        "conv_dims": tuple(w.shape[0] for w in convs),
-        "conv_kernels": tuple(w.shape[2] for w in convs),
-        "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in weights,
-        "conv_norm": conv_norm,
-        "dim": dim,
-        "layers": layers,
-        "ffn": hidden.shape[0],
-        "pos_kernel": position.shape[2],
-        "pos_groups": dim // position.shape[1],
-    }
-    mode = {"group": "default", "layer": "layer_norm"}[conv_norm]
+    """The network of these tensors and settings."""
+    found = _shapes(weights, where)
     told = {
-        "extractor_mode": mode,
-        "encoder_layers": layers,
-        "encoder_embed_dim": dim,
+        "extractor_mode": {"group": "default", "layer": "layer_norm"}[found["conv_norm"]],
+        "encoder_layers": found["layers"],
+        "encoder_embed_dim": found["dim"],
         "encoder_ffn_embed_dim": found["ffn"],
         "conv_bias": found["conv_bias"],
         "conv_pos": found["pos_kernel"],
         "conv_pos_groups": found["pos_groups"],
     }
     for key, value in told.items():
-        got = settings.get(key, value)
-        if str(got) != str(value):
+        if str(got := settings.get(key, value)) != str(value):
             raise CheckpointError(
                 f"{where}: its settings say {key} {got!r}, its tensors {value!r}; the file was "
                 "edited or is a mixture of two models"
             )
-    return found
+    return BackboneConfig(
+        preset="fairseq",
+        normalize=bool(settings.get("normalize", False)),
+        conv_strides=_strides(settings, found, where),
+        norm="pre" if settings.get("layer_norm_first", False) else "post",
+        heads=int(settings.get("encoder_attention_heads", 12)),
+        **found,
+    )
 
 
-def _strides(settings: Mapping[str, Any], convs: list[Tensor], where: str) -> tuple[int, ...]:
+def _torchaudio_config(
+    weights: Mapping[str, Tensor],
+    heads: int | None,
+    norm: Literal["pre", "post"] | None,
+    where: str,
+    assumed: list[str],
+) -> BackboneConfig:
+    """The network of these tensors. Appends to `assumed` what is a guess."""
+    found = _shapes(weights, where)
+    if found["conv_kernels"] != _KERNELS:
+        raise CheckpointError(
+            f"{where}: convolutions with kernels {found['conv_kernels']}; a torchaudio file does "
+            f"not tell their strides, which are known for {_KERNELS} alone"
+        )
+    if heads is None:
+        heads = max(int(found["dim"]) // 64, 1)
+        assumed.append(f"{heads} attention heads of {found['dim'] // heads} channels (--heads)")
+    if norm is None:
+        norm = "pre" if found["conv_norm"] == "layer" else "post"
+        beside = found["conv_norm"]
+        assumed.append(f"{norm}-norm blocks, as published beside {beside} norms (--norm)")
+    normalize = found["conv_norm"] == "layer"
+    return BackboneConfig(
+        preset="torchaudio",
+        normalize=normalize,
+        conv_strides=_STRIDES,
+        norm=norm,
+        heads=heads,
+        **found,
+    )
+
+
+def _shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The fields of a BackboneConfig that tensors alone tell."""
+    convs: list[Tensor] = []
+    while (name := f"{_CONV}{len(convs)}.conv.weight") in weights:
+        convs.append(weights[name])
+    needed = [
+        "feature_projection.projection.weight",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        "encoder.layers.0.feed_forward.intermediate_dense.weight",
+    ]
+    if missing := [n for n in needed if n not in weights] + ([] if convs else [_CONV]):
+        raise CheckpointError(f"{where}: no {missing[0]}; not a network of the wav2vec 2.0 family")
+    projection, position, hidden = (weights[name] for name in needed)
+    dim = projection.shape[0]
+    norms = [f"{_CONV}{i}.layer_norm.weight" in weights for i in range(len(convs))]
+    if norms not in ([True] * len(convs), [True] + [False] * (len(convs) - 1)):
+        raise CheckpointError(f"{where}: norms stand after convolutions {norms}; not supported")
+    return {
+        "conv_dims": tuple(w.shape[0] for w in convs),
+        "conv_kernels": tuple(w.shape[2] for w in convs),
+        "conv_bias": f"{_CONV}0.conv.bias" in weights,
+        "conv_norm": "layer" if all(norms) and len(norms) > 1 else "group",
+        "dim": dim,
+        "layers": 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layers.")),
+        "ffn": hidden.shape[0],
+        "pos_kernel": position.shape[2],
+        "pos_groups": dim // position.shape[1],
+    }
+
+
+def _strides(settings: Mapping[str, Any], found: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """Strides out of fairseq's `[(512,10,5)] + [(512,3,2)] * 4 + ...`, which is not evaluated."""
     text = str(settings.get("conv_feature_layers", ""))
     layers: list[tuple[int, ...]] = []
     for body, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
-        found = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", body)
-        layers += [tuple(map(int, layer)) for layer in found] * int(times or 1)
-    shapes = [(w.shape[0], w.shape[2]) for w in convs]
+        triples = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", body)
+        layers += [tuple(map(int, layer)) for layer in triples] * int(times or 1)
+    shapes = list(zip(found["conv_dims"], found["conv_kernels"], strict=True))
     if [layer[:2] for layer in layers] != shapes:
         raise CheckpointError(
             f"{where}: conv_feature_layers {text!r} does not describe its convolutions, which have "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import types
 from pathlib import Path
@@ -28,6 +27,8 @@ from speechssl.models.backbone import Backbone
 from speechssl.models.bundle import load, save_bundle
 from speechssl.models.presets import BackboneConfig, preset
 from speechssl.objectives.wav2vec2 import Wav2Vec2
+from tests.interop.shaken import shaken
+from tests.trap import Trap
 
 pytestmark = pytest.mark.interop
 CLASSES = ("<pad>", "<s>", "</s>", "<unk>", "|", "E", "T")
@@ -53,15 +54,6 @@ def sizes(conv_norm: str, norm: str, bias: bool) -> BackboneConfig:
 
 MODES = [("group", "post", False), ("layer", "pre", True), ("layer", "pre", False)]
 MODES += [("group", "pre", False), ("layer", "post", True)]
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random: an affine that starts at one or zero hides a swapped name."""
-    rng = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.05)
-    return model.eval()
 
 
 def same(a: dict, b: dict) -> None:
@@ -258,16 +250,6 @@ def test_hubert_of_fairseq_leaves_its_labels_behind(tmp_path: Path):
     same(found.backbone, dict(ours.state_dict()))
 
 
-class Trap:
-    """Pickled, it runs a command when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_refused_by_name(tmp_path: Path, zipped: bool, capsys):
     content = {"model": {}, "cfg": Trap(tmp_path / "touched")}
@@ -313,6 +295,32 @@ def test_a_network_without_counterpart_says_so(tmp_path: Path, capsys):
     assert main(["convert", str(tmp_path / "m"), str(tmp_path / "x.pt"), "--to", "fairseq"]) != 0
     assert "filterbank" in capsys.readouterr().err
     assert not (tmp_path / "x.pt").exists()
+
+
+def test_torchaudio_pretraining_and_ctc_heads_are_told(tmp_path: Path, capsys):
+    arguments = torchaudio_sizes(sizes("group", "post", False), classes=5)
+    ctc = shaken(torchaudio.models.wav2vec2_model(**arguments))
+    torch.save(ctc.state_dict(), tmp_path / "ctc.pt")
+    words = ["--heads", "2"]
+    assert main(["convert", str(tmp_path / "ctc.pt"), str(tmp_path / "ctc"), *words]) == 0
+    assert "head left out: lm_head.bias, lm_head.weight" in capsys.readouterr().out
+    bare = {k: v for k, v in ctc.state_dict().items() if not k.startswith("aux.")}
+    wrapped = {f"wav2vec2.{k}": v for k, v in bare.items()}
+    wrapped["mask_generator.mask_embedding"] = torch.full((32,), 0.5)
+    wrapped["logit_generator.label_embeddings"] = torch.zeros(4, 8)
+    torch.save(wrapped, tmp_path / "hubert.pt")
+    found = read_foreign(tmp_path / "hubert.pt", heads=2, norm="post")
+    assert found.dropped == ["logit_generator.label_embeddings"]
+    assert found.assumed == []
+    assert bool((found.backbone["masked_spec_embed"] == 0.5).all())
+    same(from_ours(found.backbone, "torchaudio"), bare)
+
+
+def test_options_for_torchaudio_beside_a_fairseq_file_are_an_error(tmp_path: Path, capsys):
+    fairseq_ctc(tmp_path)
+    words = ["convert", str(tmp_path / "ctc.pt"), str(tmp_path / "x"), "--heads", "2"]
+    assert main(words) == 2
+    assert "leave them out" in capsys.readouterr().err
 
 
 def test_differences_are_seen():

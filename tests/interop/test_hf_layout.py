@@ -18,6 +18,7 @@ from speechssl.models.start import start_from
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.wav2vec2 import Wav2Vec2
 from speechssl.types import Batch
+from tests.interop.shaken import shaken
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.interop
@@ -42,15 +43,6 @@ def config(conv_norm: str, norm: str) -> BackboneConfig:
         pos_kernel=8,
         pos_groups=4,
     )
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random: an affine that starts at one or zero hides a swapped name."""
-    rng = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.05)
-    return model.eval()
 
 
 def wave(samples: int, seed: int = 0) -> torch.Tensor:

@@ -74,6 +74,12 @@ def test_language_model_from_transcripts_to_words(
     one = ["--lm-weight", str(found["lm_weight"]), "--word-score", str(found["word_score"])]
     again = answer(capsys, "evaluate", recogniser / "model", valid, "--lm", arpa, *one)
     assert again["wer"] == found["wer"]  # what the grid promised
+    # Weights are chosen by the comparison that is reported.
+    policy = ["--text-policy", "upper"]
+    found = answer(capsys, "evaluate", recogniser / "model", valid, *grid, *policy)
+    one = ["--lm-weight", str(found["lm_weight"]), "--word-score", str(found["word_score"])]
+    again = answer(capsys, "evaluate", recogniser / "model", valid, "--lm", arpa, *one, *policy)
+    assert again["wer"] == found["wer"]
     # Words dearly wished for are said, and they are those of the lexicon.
     lexicon = tmp_path / "words.txt"
     lexicon.write_text("AB\n")
@@ -89,6 +95,7 @@ def test_language_model_from_transcripts_to_words(
         (["--lm-weight", "2"], "--lm FILE"),
         (["--lexicon", "x"], "--lm FILE"),
         (["--lm", "nowhere.arpa"], "no such file"),
+        (["--beam", "0"], "expected at least 1"),
     ],
 )
 def test_language_model_options_that_do_nothing(

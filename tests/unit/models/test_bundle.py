@@ -23,6 +23,7 @@ from speechssl.models.presets import BackboneConfig, preset
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.wav2vec import Wav2Vec
 from speechssl.objectives.wav2vec2 import Wav2Vec2
+from tests.trap import Trap
 
 CONFIG = BackboneConfig(
     preset="test", conv_dims=(8, 8), conv_kernels=(10, 3), conv_strides=(5, 2),
@@ -265,16 +266,6 @@ def test_old_weights_are_read(saved: Path):
     again = load_bundle(saved).objective
     assert again is not None
     torch.testing.assert_close(again.state_dict(), expected.state_dict(), rtol=0, atol=0)
-
-
-class Trap:
-    """Pickled, it runs a command when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -50,5 +50,7 @@ def safe_load(
             if code:
                 why = f"its pickle asks for {code[1]}, which is code and not a tensor"
             else:
-                why = reason.splitlines()[0] if reason else type(error).__name__
+                # torch's first paragraph advises to load without this safety; the second says why.
+                lines = [x for x in reason.splitlines() if x and "weights_only" not in x]
+                why = lines[0] if lines else type(error).__name__
             raise CheckpointError(f"{path}: cannot be loaded safely: {why}; {remedy}") from error

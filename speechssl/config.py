@@ -284,7 +284,7 @@ def _backbone_of_model(
 
 
 def stored_backbone(path_or_id: str | Path) -> BackboneConfig:
-    """The backbone of a model folder or hub model, ours or a plain Hugging Face Wav2Vec2.
+    """The backbone of a model folder, of a fairseq or torchaudio file, or of a hub model.
 
     Raises ConfigError where there is no such model, CheckpointError where it cannot be read.
     """
@@ -311,9 +311,11 @@ def input_hashes(config: Config) -> dict[str, Any]:
     }
     if config.init.from_:
         from speechssl.models.bundle import locate
-        from speechssl.models.folder import WEIGHTS
+        from speechssl.models.folder import weight_files
 
-        found["init.from"] = sha256(locate(config.init.from_) / WEIGHTS)
+        path = locate(config.init.from_)
+        files = [path] if path.is_file() else weight_files(path)
+        found["init.from"] = " ".join(sha256(file) for file in files)
     return found
 
 

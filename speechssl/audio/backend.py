@@ -110,10 +110,13 @@ def lexicon_decoder(
 
 
 def wav2vec2_network(**sizes: Any) -> Wav2Vec2Model:
-    """Torchaudio's own network of the wav2vec 2.0 family; arguments of its `wav2vec2_model`."""
-    from torchaudio.models import wav2vec2_model
+    """Torchaudio's own network; arguments of its `wav2vec2_model`, or of `wavlm_model`.
 
-    return wav2vec2_model(**sizes)
+    The latter where there is an `encoder_num_buckets`.
+    """
+    from torchaudio.models import wav2vec2_model, wavlm_model
+
+    return (wavlm_model if "encoder_num_buckets" in sizes else wav2vec2_model)(**sizes)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,10 @@ from torch import Tensor
 from speechssl.atomic import replacing
 from speechssl.audio.backend import wav2vec2_network
 from speechssl.errors import CheckpointError
-from speechssl.interop.foreign import Foreign
-from speechssl.interop.keymap import Layout, from_ours
-from speechssl.models.backbone import Backbone, build_backbone, normalize
-from speechssl.models.bundle import load_weights, objective_class
-from speechssl.models.hf_config import has_hf_class
+from speechssl.models.backbone import Backbone, normalize
+from speechssl.models.folder import read_json
+from speechssl.models.formats.hf_config import family
+from speechssl.models.formats.keymap import Layout, from_ours
 from speechssl.models.presets import BackboneConfig
 
 if TYPE_CHECKING:
@@ -39,29 +39,6 @@ class Difference:
     def passes(self) -> bool:
         """Whether rounding alone explains it. NaN does not pass."""
         return self.max_abs <= TOLERANCE or self.max_rel <= TOLERANCE
-
-
-def as_model(foreign: Foreign, where: str) -> tuple[Objective | Backbone, list[str]]:
-    """Backbone or objective with a foreign checkpoint's weights, and what became of its head."""
-    backbone = build_backbone(foreign.cfg)
-    name, settings, told = None, {}, []
-    if foreign.quantizer:
-        name, settings = "wav2vec2", foreign.quantizer
-    elif foreign.classes:
-        name = "ctc"
-    elif foreign.head:
-        missing = "" if foreign.layout == "torchaudio" else " (no dict.ltr.txt beside the file)"
-        told.append(
-            f"head left out: {', '.join(sorted(foreign.head))}: its classes are not known" + missing
-        )
-    if name is None:
-        load_weights(backbone, foreign.backbone, where)
-        return backbone, told
-    cls = objective_class(name)
-    objective = cls(backbone, cls.Config(**settings), foreign.classes)
-    weights = {f"backbone.{k}": v for k, v in foreign.backbone.items()}
-    load_weights(objective, weights | foreign.head, where)
-    return objective, [*told, f"head: {name}"]
 
 
 def write_foreign(model: Objective | Backbone, layout: Layout, path: str | Path) -> list[str]:
@@ -93,12 +70,22 @@ def _parts(model: Objective | Backbone) -> tuple[Backbone, dict[str, Tensor]]:
     return model.backbone, {k: v for k, v in state.items() if not k.startswith("backbone.")}
 
 
-def _must_have_counterpart(cfg: BackboneConfig, layout: str) -> None:
-    if not has_hf_class(cfg):
+def has_counterpart(cfg: BackboneConfig, layout: Layout) -> bool:
+    """Whether the toolkit has a network that computes the same."""
+    kinds = {
+        "fairseq": ("wav2vec2", "wavlm", "data2vec-audio"),
+        "torchaudio": ("wav2vec2", "wavlm"),
+    }
+    return family(cfg) in kinds[layout]
+
+
+def _must_have_counterpart(cfg: BackboneConfig, layout: Layout) -> None:
+    if not has_counterpart(cfg, layout):
         raise CheckpointError(
-            f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}' and conv_first "
-            f"'{cfg.conv_first}' has no counterpart in {layout}; the presets tiny, small, base and "
-            "large have one"
+            f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}', conv_first "
+            f"'{cfg.conv_first}', pos_conv '{cfg.pos_conv}' and projection_norm "
+            f"{cfg.projection_norm} has no counterpart in {layout}; the presets tiny, small, base "
+            "and large have one"
         )
 
 
@@ -125,13 +112,27 @@ def fairseq_settings(cfg: BackboneConfig) -> dict[str, Any]:
         "dropout_features": cfg.feature_dropout,
         "feature_grad_mult": cfg.feature_grad_mult,
     }
+    if cfg.pos_conv == "stack":
+        model |= {
+            "_name": "data2vec_audio",
+            "conv_pos": cfg.pos_kernel * cfg.pos_depth,
+            "pos_conv_depth": cfg.pos_depth,
+        }
+    if cfg.attention_bias == "gated_relative":
+        model |= {
+            "_name": "wavlm",
+            "relative_position_embedding": True,
+            "gru_rel_pos": True,
+            "num_buckets": cfg.rel_buckets,
+            "max_distance": cfg.rel_max_distance,
+        }
     return {"model": model, "task": {"normalize": cfg.normalize, "sample_rate": cfg.rate_hz}}
 
 
 def torchaudio_sizes(cfg: BackboneConfig, classes: int | None = None) -> dict[str, Any]:
-    """Arguments of `torchaudio.models.wav2vec2_model` for a backbone and its CTC head."""
+    """Arguments of torchaudio's `wav2vec2_model` or `wavlm_model` for a backbone and CTC head."""
     layers = zip(cfg.conv_dims, cfg.conv_kernels, cfg.conv_strides, strict=True)
-    return {
+    sizes = {
         "extractor_mode": {"group": "group_norm", "layer": "layer_norm"}[cfg.conv_norm],
         "extractor_conv_layer_config": [tuple(layer) for layer in layers],
         "extractor_conv_bias": cfg.conv_bias,
@@ -149,14 +150,18 @@ def torchaudio_sizes(cfg: BackboneConfig, classes: int | None = None) -> dict[st
         "encoder_layer_drop": cfg.layerdrop,
         "aux_num_out": classes,
     }
+    if cfg.attention_bias == "gated_relative":
+        sizes |= {
+            "encoder_num_buckets": cfg.rel_buckets,
+            "encoder_max_distance": cfg.rel_max_distance,
+        }
+    return sizes
 
 
 @torch.no_grad()
 def compare_with_torchaudio(model: Objective | Backbone, seed: int = 1) -> list[Difference]:
-    """Every state of the network beside torchaudio's implementation of it, on random audio.
+    """Every state of the network beside torchaudio's implementation of it; see `compare`.
 
-    One utterance alone, and two of different lengths where the norm of the convolutions allows it:
-    a group norm over time counts padding there and not here.
     Raises CheckpointError when the network has no counterpart there.
     """
     backbone, head = _parts(model)
@@ -165,28 +170,89 @@ def compare_with_torchaudio(model: Objective | Backbone, seed: int = 1) -> list[
     classes = len(own["lm_head.bias"]) if "lm_head.bias" in own else None
     theirs = wav2vec2_network(**torchaudio_sizes(backbone.cfg, classes)).eval()
     theirs.load_state_dict(from_ours(own, "torchaudio"))
-    backbone.eval()
+
+    def states(wave: Tensor) -> dict[str, Tensor]:
+        between, _ = theirs.extract_features(wave)
+        found = {f"layer {i}": x for i, x in enumerate(between[:-1], start=1)}
+        return found | {"output" if classes is None else "logits": theirs(wave)[0]}
+
+    return compare(model, states, seed)
+
+
+@torch.no_grad()
+def compare_with_transformers(
+    model: Objective | Backbone, folder: str | Path, seed: int = 1
+) -> list[Difference]:
+    """Every state of the network beside what `transformers` makes of a folder; see `compare`.
+
+    Raises CheckpointError when it misses a tensor, or has no use for one.
+    """
+    import transformers
+
+    backbone, _ = _parts(model)
+    (name,) = read_json(Path(folder), "config.json")["architectures"]
+    cls = getattr(transformers, name)
+    theirs, about = cls.from_pretrained(folder, output_loading_info=True)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if about[problem]:
+            raise CheckpointError(f"{folder}: transformers: {problem} {sorted(about[problem])[:5]}")
+    theirs.eval()
+    network = getattr(theirs, theirs.base_model_prefix, theirs)
+
+    def states(wave: Tensor) -> dict[str, Tensor]:
+        found = network(wave, output_hidden_states=True)
+        named = {f"layer {i}": x for i, x in enumerate(found.hidden_states[1:-1], start=1)}
+        if hasattr(theirs, "lm_head"):
+            return named | {"logits": theirs(wave).logits}
+        return named | {"output": found.last_hidden_state}
+
+    if not hasattr(theirs, "lm_head"):
+        model = backbone
+    return compare(model, states, seed)
+
+
+def compare(
+    model: Objective | Backbone, theirs: Callable[[Tensor], dict[str, Tensor]], seed: int
+) -> list[Difference]:
+    """Every state that `theirs` names for a wave (1, S), beside ours, on random audio.
+
+    Three utterances of different lengths, each alone; then the same ones in a padded batch of
+    ours, still beside theirs alone: padding must change nothing.
+    """
+    backbone, head = _parts(model)
+    model.eval()
     samples = backbone.geometry.receptive + 40 * backbone.geometry.hop
-    lens = torch.tensor([samples, samples - 17 * backbone.geometry.hop - 3])
-    generator = torch.Generator().manual_seed(seed)
-    wave = 0.1 * torch.randn(2, samples, generator=generator)
-    wave[1, int(lens[1]) :] = 0.0
+    lens = torch.tensor([samples, samples - 17 * backbone.geometry.hop - 3, samples // 3])
+    wave = 0.1 * torch.randn(3, samples, generator=torch.Generator().manual_seed(seed))
+    alone = [wave[i : i + 1, :n] for i, n in enumerate(lens.tolist())]
+    expected = []
+    for x in alone:
+        heard = normalize(x, torch.tensor([x.shape[1]])) if backbone.cfg.normalize else x
+        expected.append(theirs(heard))
+    wave[torch.arange(samples) >= lens[:, None]] = 0.0
+    padded = _states(backbone, head, wave, lens)
     found = []
-    for padded in (False, True) if backbone.cfg.conv_norm == "layer" else (False,):
-        rows = 2 if padded else 1
-        x, n = wave[:rows], lens[:rows]
-        heard = normalize(x, n) if backbone.cfg.normalize else x
-        states = backbone(x, n, layers=True)
-        between, _ = theirs.extract_features(heard, n if padded else None)
-        last = theirs(heard, n if padded else None)[0]
-        mine = states.x
-        if classes is not None:
-            mine = mine @ own["lm_head.weight"].T + own["lm_head.bias"]
-        pairs = [(f"layer {i}", states.layers[i], between[i - 1]) for i in range(1, len(between))]
-        pairs.append(("output" if classes is None else "logits", mine, last))
-        valid = ~states.pad
-        for name, ours, other in pairs:
-            difference = float((ours - other)[valid].abs().max())
-            size = float(other[valid].abs().max())
-            found.append(Difference(name, padded, difference, difference / max(size, 1e-30)))
-    return found
+    for name in expected[0]:
+        for where in (False, True):
+            largest = size = 0.0
+            for row, n in enumerate(lens):
+                other = expected[row][name][0]
+                if where:
+                    mine = padded[name][row, : len(other)]
+                else:
+                    mine = _states(backbone, head, alone[row], n[None])[name][0]
+                largest = max(largest, float((mine - other).abs().nan_to_num(torch.inf).max()))
+                size = max(size, float(other.abs().max()))
+            found.append(Difference(name, where, largest, largest / max(size, 1e-30)))
+    return sorted(found, key=lambda one: one.padded)
+
+
+def _states(
+    backbone: Backbone, head: dict[str, Tensor], wave: Tensor, lens: Tensor
+) -> dict[str, Tensor]:
+    """Our states under the names of the comparison."""
+    states = backbone(wave, lens, layers=True)
+    named = {f"layer {i}": x for i, x in enumerate(states.layers)} | {"output": states.x}
+    if "lm_head.weight" in head:
+        named["logits"] = states.x @ head["lm_head.weight"].T + head["lm_head.bias"]
+    return named

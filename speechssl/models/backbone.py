@@ -15,11 +15,11 @@ from speechssl.types import Frames
 
 
 class Projection(nn.Module):
-    """Layer norm over channels, linear map into the context network, dropout."""
+    """Layer norm over channels (or none), linear map into the context network, dropout."""
 
-    def __init__(self, channels: int, dim: int, dropout: float) -> None:
+    def __init__(self, channels: int, dim: int, dropout: float, *, norm: bool = True) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(channels)
+        self.layer_norm = nn.LayerNorm(channels) if norm else nn.Identity()
         self.projection = nn.Linear(channels, dim)
         self.dropout = dropout
 
@@ -47,7 +47,9 @@ class Backbone(nn.Module):
         else:
             self.feature_extractor = ConvEncoder(cfg)
             self.encoder = Transformer(cfg)
-            self.feature_projection = Projection(cfg.conv_dims[-1], cfg.dim, cfg.input_dropout)
+            self.feature_projection = Projection(
+                cfg.conv_dims[-1], cfg.dim, cfg.input_dropout, norm=cfg.projection_norm
+            )
             self.masked_spec_embed = nn.Parameter(torch.rand(cfg.dim))
         self.geometry = self.feature_extractor.geometry
         self.causal: bool = self.encoder.causal

@@ -1,4 +1,6 @@
-"""The portable model folder: a Hugging Face layout that never needs pickle.
+"""Models on disk: our portable folder, written and read, and whatever else can be read.
+
+Our folder is a Hugging Face layout that never needs pickle:
 
 `config.json` (their keys, and everything of ours under "speechssl"), `model.safetensors` (fp32,
 their names), `preprocessor_config.json`, the vocabulary of a CTC model, and a `README.md` card.
@@ -9,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +19,37 @@ from torch import Tensor, nn
 
 from speechssl import __version__, lookup
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.models import hf_config
 from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.card import model_card
 from speechssl.models.folder import OLD_WEIGHTS, WEIGHTS, read_json, read_weights, write_folder
+from speechssl.models.formats import hf_config
+from speechssl.models.formats.foreign import read_foreign
+from speechssl.models.formats.hf_folder import hf_backbone, read_hf_folder
+from speechssl.models.formats.stored import Stored, as_model, objective_class
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.stored_config import from_json, to_json
+from speechssl.models.weights import check_weights, load_weights
 
 if TYPE_CHECKING:
     from speechssl.objectives.base import Objective
 
 FORMAT = 1
 _BACKBONE = "backbone."  # of our module tree; in the file it is that of a family
+#: How files of other toolkits are called.
+_FILES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model folder, in eval mode. `objective` is None for a bare backbone."""
+    """A loaded model, in eval mode. `objective` is None for a bare backbone."""
 
     backbone: Backbone
     objective: Objective | None
     config: dict[str, Any]  # the whole config.json
     classes: tuple[str, ...]  # characters or speakers by output index; () without a classifier
-    folder: Path
+    folder: Path  # or the file it came from
+    kind: str = "speechssl"  # the family or toolkit whose file it was
+    told: tuple[str, ...] = ()  # what was assumed or left out of another toolkit's file
 
 
 def save_bundle(
@@ -49,29 +58,38 @@ def save_bundle(
     *,
     state_dict: Mapping[str, Tensor] | None = None,
     card: Mapping[str, Any],
+    family: str | None = None,
+    plain: bool = False,
 ) -> None:
     """Write a model folder in one step: a reader sees the old folder or the new one.
 
     `state_dict` replaces `objective.state_dict()` where an engine holds the weights elsewhere;
-    same names. `card` says how the model was made (see `model_card`).
-    Raises CheckpointError when names or shapes are not the model's, or a weight is not finite.
+    same names. `card` says how the model was made (see `model_card`). `family` is the model type
+    to write it as, where more than one computes the same; `plain` leaves out everything of ours,
+    so that it is a folder as `transformers` writes it.
+    Raises CheckpointError when names or shapes are not the model's, a weight is not finite, or the
+    family has no such network.
     """
     head = None if isinstance(objective, Backbone) else objective
     backbone = objective if head is None else head.backbone
     weights = objective.state_dict() if state_dict is None else state_dict
-    _check_weights(objective, weights, f"model for {folder}")
+    check_weights(objective, weights, f"model for {folder}")
     cfg: BackboneConfig = backbone.cfg
     name = None if head is None else name_of(head)
     settings = {} if head is None else to_json(head.cfg)
     classes = () if head is None else head.classes
-    config = hf_config.to_hf(cfg, name, settings, classes)
-    config["speechssl"] = {
-        "format": FORMAT,
-        "version": __version__,
-        "backbone": to_json(cfg),
-        "objective": None if name is None else {"name": name, "config": settings},
-        "classes": list(classes),
-    }
+    family = _family(cfg, family, plain)
+    config = hf_config.to_hf(cfg, name, settings, classes, family)
+    if not plain:
+        config["speechssl"] = {
+            "format": FORMAT,
+            "version": __version__,
+            "backbone": to_json(cfg),
+            "objective": None if name is None else {"name": name, "config": settings},
+            "classes": list(classes),
+        }
+    elif not config["architectures"][0].endswith(("CTC", "PreTraining", "Classification")):
+        weights = {k: v for k, v in weights.items() if k.startswith(_BACKBONE) or head is None}
     files: dict[str, Any] = {
         "config.json": config,
         "preprocessor_config.json": hf_config.preprocessor_config(cfg),
@@ -79,37 +97,62 @@ def save_bundle(
     }
     if name == "ctc":
         files |= hf_config.tokenizer_files(classes)
-    write_folder(Path(folder), files, {_file_key(k): v for k, v in weights.items()})
+    prefix = hf_config.FAMILIES[family or "wav2vec2"][0]
+    write_folder(Path(folder), files, {_file_key(k, prefix): v for k, v in weights.items()})
+
+
+def _family(cfg: BackboneConfig, asked: str | None, plain: bool) -> str | None:
+    """The family to write a network as; None where there is none and none is needed."""
+    own = hf_config.family(cfg)
+    if asked is not None and not hf_config.computes(cfg, asked):
+        raise CheckpointError(
+            f"a network of {own or 'no'} family of Hugging Face cannot be written as '{asked}'"
+        )
+    if own is None and plain:
+        raise CheckpointError(
+            f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}' and conv_first "
+            f"'{cfg.conv_first}' has no class in transformers; the presets tiny, small, base and "
+            "large have one"
+        )
+    return asked or own
 
 
 def load_bundle(
-    folder: str | Path, device: str | torch.device = "cpu", *, plugins: bool = False
+    path: str | Path, device: str | torch.device = "cpu", *, plugins: bool = False
 ) -> Bundle:
-    """Read a model folder of ours, or a plain Hugging Face one of Wav2Vec2 or Hubert.
+    """Read a model folder of ours, one of Hugging Face, or a fairseq or torchaudio file.
 
-    Of those the backbone is read, and the head where it is one of ours: CTC (with its vocab.json)
-    or that of wav2vec 2.0 pre-training.
+    Of those of others the backbone is read, and the head where it is one of ours; `Bundle.told`
+    says what was not.
 
     `plugins` allows an objective of another package (`package.module:Class`), which is imported.
     Raises CheckpointError when a file is missing or damaged, when names or shapes are not exactly
     the model's, when a weight is not finite, or when a newer version wrote the folder.
     """
-    folder = Path(folder)
-    config = read_json(folder, "config.json")
-    stored = config.get("speechssl")
-    where = str(folder / "config.json")
-    if stored is None:
-        model, classes = _plain_huggingface(folder, config)
+    path = Path(path)
+    stored = read_other(path)
+    if stored is not None:
+        model = as_model(stored, str(path))
+        config = hf_config.to_hf(stored.cfg) if path.is_file() else read_json(path, "config.json")
+        classes, kind, told = stored.classes, stored.kind, stored.told
     else:
-        if not isinstance(stored, Mapping):
-            raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
-        model, classes = _ours(stored, where, plugins)
-        weights = {_our_key(k): v for k, v in read_weights(folder).items()}
-        load_weights(model, weights, str(folder / WEIGHTS))
+        config = read_json(path, "config.json")
+        model, classes = _ours(config["speechssl"], str(path / "config.json"), plugins)
+        weights = {_our_key(k): v for k, v in read_weights(path).items()}
+        load_weights(model, weights, str(path / WEIGHTS))
+        kind, told = "speechssl", ()
     model = model.to(device).eval()
     if isinstance(model, Backbone):
-        return Bundle(model, None, config, classes, folder)
-    return Bundle(model.exported(), model, config, classes, folder)
+        return Bundle(model, None, config, classes, path, kind, told)
+    return Bundle(model.exported(), model, config, classes, path, kind, told)
+
+
+def read_other(path: Path) -> Stored | None:
+    """What another toolkit's model holds; None where `path` is a folder of ours."""
+    if path.is_file():
+        return read_foreign(path)
+    config = read_json(path, "config.json")
+    return read_hf_folder(path, config) if config.get("speechssl") is None else None
 
 
 def load(
@@ -119,7 +162,7 @@ def load(
     revision: str | None = None,
     plugins: bool = False,
 ) -> Bundle:
-    """A model from a local folder, or from the Hugging Face hub by its `organisation/name`.
+    """A model from a folder or a fairseq or torchaudio file, or the hub's `organisation/name`.
 
     `revision` is a branch, tag or commit on the hub. `plugins` as in `load_bundle`.
     Raises CheckpointError when there is neither, or when the folder is not one we can read.
@@ -128,74 +171,38 @@ def load(
 
 
 def locate(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model, fetched from the hub where `path_or_id` is no local folder.
+    """The folder or file of a model, fetched from the hub where `path_or_id` is not local.
 
     Raises CheckpointError when there is neither.
     """
     path = Path(path_or_id)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in _FILES):
         return path
     text = str(path_or_id)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
         kind = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
-            f"model '{text}' {kind}; expected a model folder (training writes model/) "
-            "or a hub id 'organisation/name'"
+            f"model '{text}' {kind}; expected a model folder (training writes model/), a fairseq "
+            f"or torchaudio checkpoint ({', '.join(_FILES)}) or a hub id 'organisation/name'"
         )
     return _download(text, revision)
 
 
-def backbone_config(folder: Path) -> BackboneConfig:
-    """The network that a model folder describes, ours or a plain Hugging Face one.
+def backbone_config(path: Path) -> BackboneConfig:
+    """The network that a model folder or file describes, whoever wrote it.
 
     Raises CheckpointError when it cannot be read.
     """
-    config = read_json(folder, "config.json")
-    where = str(folder / "config.json")
+    if path.is_file():
+        return read_foreign(path).cfg
+    config = read_json(path, "config.json")
+    where = str(path / "config.json")
     stored = config.get("speechssl")
     if stored is None:
-        optional = (folder / "preprocessor_config.json").exists()
-        preprocessor = read_json(folder, "preprocessor_config.json") if optional else {}
-        return hf_config.from_hf(config, preprocessor, where)
+        return hf_backbone(path, config)
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
     return from_json(BackboneConfig, stored.get("backbone"), "speechssl.backbone", where)
-
-
-def named_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a folder under the names of an Objective, whoever wrote it."""
-    weights = {_our_key(key): value for key, value in read_weights(folder).items()}
-    if not any(key.startswith(_BACKBONE) for key in weights):
-        weights = {_BACKBONE + key: value for key, value in weights.items()}
-    if config.get("speechssl") is None:
-        for name in [key for key in weights if ".conv.weight_" in key]:
-            ours = name.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
-            ours = ours.replace(".conv.weight_v", ".conv.parametrizations.weight.original1")
-            weights[ours] = weights.pop(name)
-        # Their mask vector exists only where their masking options ask for it.
-        weights.setdefault("backbone.masked_spec_embed", torch.rand(backbone_config(folder).dim))
-    return weights
-
-
-def vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The characters of a plain Hugging Face CTC model by output index; () without them."""
-    if not (folder / "vocab.json").exists():
-        return ()
-    if config.get("pad_token_id", 0) != 0:
-        raise CheckpointError(f"{folder}: pad_token_id (the blank) is not 0; not supported")
-    index = read_json(folder, "vocab.json")
-    return tuple(sorted(index, key=lambda token: index[token]))
-
-
-def plain_head(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> tuple[str | None, tuple[str, ...]]:
-    """Which objective of ours the head of a plain Hugging Face model is, and its classes."""
-    if "quantizer.codevectors" in weights:
-        return "wav2vec2", ()
-    if "lm_head.weight" in weights and (characters := vocabulary(folder, config)):
-        return "ctc", characters
-    return None, ()
 
 
 def name_of(objective: nn.Module) -> str:
@@ -205,10 +212,18 @@ def name_of(objective: nn.Module) -> str:
     return stem if package in lookup.OBJECTIVE_PACKAGES else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _ours(
-    stored: Mapping[str, Any], where: str, plugins: bool
-) -> tuple[Objective | Backbone, tuple[str, ...]]:
+def own_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder of ours under the names of an Objective."""
+    weights = {_our_key(key): value for key, value in read_weights(folder).items()}
+    if not any(key.startswith(_BACKBONE) for key in weights):
+        weights = {_BACKBONE + key: value for key, value in weights.items()}
+    return weights
+
+
+def _ours(stored: Any, where: str, plugins: bool) -> tuple[Objective | Backbone, tuple[str, ...]]:
     """The model, its weights still random, that the "speechssl" table describes."""
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{where}: 'speechssl' is not a table; the file is damaged")
     written = stored.get("format")
     if not isinstance(written, int):
         raise CheckpointError(f"{where}: speechssl.format is {written!r}, expected a number")
@@ -244,72 +259,12 @@ def _ours(
         ) from error
 
 
-def _plain_huggingface(
-    folder: Path, config: Mapping[str, Any]
-) -> tuple[Objective | Backbone, tuple[str, ...]]:
-    """A folder written by `transformers`: the backbone, below its head if that is one of ours."""
-    backbone = build_backbone(backbone_config(folder))
-    weights = named_weights(folder, config)
-    name, classes = plain_head(folder, config, weights)
-    if name is not None:
-        cls = objective_class(name)
-        settings = hf_config.pretraining_settings(config) if name == "wav2vec2" else {}
-        objective = cls(backbone, cls.Config(**settings), classes)
-        load_weights(objective, weights, str(folder / WEIGHTS))
-        return objective, classes
-    own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    load_weights(backbone, own, str(folder / WEIGHTS))
-    return backbone, ()
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly the model's tensors. Raises CheckpointError for anything else, or for NaN."""
-    _check_weights(model, weights, where)
-    model.load_state_dict(weights)
-
-
-def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise CheckpointError unless `weights` are exactly the model's, by name, shape and value."""
-    expected = model.state_dict()
-    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} tensors missing: {_some(missing)}")
-    if extra:
-        problems.append(f"{len(extra)} tensors unexpected: {_some(extra)}")
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ][:5]
-    if not problems:
-        bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-        if bad:
-            problems.append(f"NaN or Inf in {_some(bad)}")
-    if problems:
-        raise CheckpointError(f"{where}: {'; '.join(problems)}")
-
-
-def _some(names: Any) -> str:
-    """Up to five names, enough to see the pattern."""
-    shown = sorted(names)
-    return ", ".join(shown[:5]) + (" ..." if len(shown) > 5 else "")
-
-
-def objective_class(name: str) -> type[Objective]:
-    """The class of the objective called `name`."""
-    # Found by name, as every plugin is: models stand below the objectives and never import them.
-    base = import_module("speechssl.objectives.base").Objective
-    return lookup.find(name, base)
-
-
-def _file_key(key: str) -> str:
-    theirs = hf_config.FAMILIES["wav2vec2"]
+def _file_key(key: str, theirs: str) -> str:
     return theirs + key.removeprefix(_BACKBONE) if key.startswith(_BACKBONE) else key
 
 
 def _our_key(key: str) -> str:
-    for theirs in hf_config.FAMILIES.values():
+    for theirs, _ in hf_config.FAMILIES.values():
         if key.startswith(theirs):
             return _BACKBONE + key.removeprefix(theirs)
     return key
@@ -352,7 +307,7 @@ def _facts(model: Objective | Backbone, config: Mapping[str, Any]) -> dict[str, 
     classes = config["architectures"]
     if not classes:
         facts["loads in transformers"] = "no: there is no class for this network"
-    elif name is not None and classes == ["Wav2Vec2Model"]:
+    elif name is not None and classes[0].endswith("Model"):
         facts["loads in transformers"] = "the backbone only; the head is ours"
     else:
         facts["loads in transformers"] = f"yes: {classes[0]}"
@@ -361,7 +316,7 @@ def _facts(model: Objective | Backbone, config: Mapping[str, Any]) -> dict[str, 
 
 def _tags(cfg: BackboneConfig, name: str | None) -> list[str]:
     tags = ["speechssl", "speech", "audio"]
-    if hf_config.has_hf_class(cfg):
-        tags.append("wav2vec2")
+    if family := hf_config.family(cfg):
+        tags.append(family)
     task = {"ctc": "automatic-speech-recognition", "speaker": "speaker-identification"}
     return [*tags, task.get(name or "", "feature-extraction")]

@@ -80,12 +80,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises CheckpointError when files are missing, truncated or otherwise damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         tensors |= _old_file(path) if path.name == OLD_WEIGHTS else _safe_file(path)
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the tensors of a folder. Raises CheckpointError where there are none."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / _INDEX).is_file():

@@ -18,6 +18,12 @@ class BackboneConfig:
     conv_first: layer 0 is a convolution like the others, or a learnt `filterbank` of conv_dims[0]
     bands that starts on the mel scale (no counterpart at Hugging Face).
     context: `transformer`, `conv` (wav2vec v1's causal aggregator) or `none` (log-mel baseline).
+    projection_norm: a layer norm stands before the projection into the context network.
+    pos_conv: positions by one convolution with weight norm (wav2vec 2.0), by a plain one on
+    batch-normed frames (`batch_norm`, some HuBERT), or by `pos_depth` plain ones with layer norms
+    (`stack`, data2vec).
+    attention_bias: `gated_relative` adds WavLM's gated bias of relative positions in `rel_buckets`
+    buckets, the outermost of which begin at `rel_max_distance` frames.
     """
 
     preset: str = "tiny"
@@ -36,8 +42,14 @@ class BackboneConfig:
     heads: int = 4
     ffn: int = 1024
     norm: Literal["post", "pre"] = "pre"
+    projection_norm: bool = True
+    pos_conv: Literal["weight_norm", "batch_norm", "stack"] = "weight_norm"
+    pos_depth: int = 1
     pos_kernel: int = 32
     pos_groups: int = 16
+    attention_bias: Literal["none", "gated_relative"] = "none"
+    rel_buckets: int = 320
+    rel_max_distance: int = 800
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
@@ -53,7 +65,8 @@ class BackboneConfig:
                 "backbone: conv_dims, conv_kernels and conv_strides must be equally long, got "
                 f"{len(self.conv_dims)}, {len(self.conv_kernels)}, {len(self.conv_strides)}"
             )
-        sizes = {"dim": self.dim, "heads": self.heads, "pos_groups": self.pos_groups}
+        names = ("dim", "heads", "pos_groups", "pos_depth", "rel_buckets", "rel_max_distance")
+        sizes = {name: getattr(self, name) for name in names}
         if bad := {k: v for k, v in sizes.items() if v < 1}:
             raise ConfigError(f"backbone: got {bad}, expected 1 or more")
         if self.context == "transformer" and (self.dim % self.heads or self.dim % self.pos_groups):
@@ -73,6 +86,19 @@ class BackboneConfig:
                 "backbone: conv_first 'filterbank' stands below layers with conv_norm 'layer', "
                 f"got '{self.conv_norm}'"
             )
+        if self.pos_conv != "stack" and self.pos_depth != 1:
+            raise ConfigError(
+                f"backbone: pos_depth {self.pos_depth} is for pos_conv 'stack', got "
+                f"'{self.pos_conv}'; expected pos_depth 1"
+            )
+        if self.attention_bias == "gated_relative" and not (
+            self.rel_buckets % 4 == 0 and 4 * self.rel_max_distance > self.rel_buckets
+        ):
+            raise ConfigError(
+                f"backbone: got rel_buckets {self.rel_buckets} and rel_max_distance "
+                f"{self.rel_max_distance}; expected a multiple of 4 and a distance above a quarter "
+                "of it"
+            )
         elsewhere: tuple[str, ...] = () if self.context == "transformer" else _TRANSFORMER_ONLY
         if self.context != "conv":
             elsewhere += ("context_kernels",)
@@ -88,8 +114,14 @@ _TRANSFORMER_ONLY = (
     "heads",
     "ffn",
     "norm",
+    "projection_norm",
+    "pos_conv",
+    "pos_depth",
     "pos_kernel",
     "pos_groups",
+    "attention_bias",
+    "rel_buckets",
+    "rel_max_distance",
     "attention_dropout",
     "activation_dropout",
     "layerdrop",

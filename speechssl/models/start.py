@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from speechssl.models.bundle import load_weights, locate, name_of, named_weights, plain_head
-from speechssl.models.folder import WEIGHTS, read_json
+from speechssl.models.bundle import locate, name_of, own_weights, read_other
+from speechssl.models.folder import read_json
+from speechssl.models.weights import load_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from speechssl.objectives.base import Objective
 
 
@@ -22,16 +20,20 @@ def start_from(objective: Objective, path_or_id: str | Path) -> str:
     Returns in words what became of the head. No code that the model names is imported.
     Raises CheckpointError when the model cannot be read or is of another shape.
     """
-    folder = locate(path_or_id)
-    config = read_json(folder, "config.json")
-    weights = named_weights(folder, config)
+    path = locate(path_or_id)
+    other = read_other(path)
+    if other is not None:
+        weights, name, classes = other.weights, other.objective, other.classes
+    else:
+        stored = read_json(path, "config.json")["speechssl"]
+        weights, classes = own_weights(path), tuple(stored.get("classes") or ())
+        name = (stored.get("objective") or {}).get("name")
     inside = {
         k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")
     }
-    load_weights(objective.backbone, inside, str(folder / WEIGHTS))
+    load_weights(objective.backbone, inside, str(path))
     mine = {k: v.shape for k, v in objective.state_dict().items() if not k.startswith("backbone.")}
     head = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
-    name, classes = _head_of(folder, config, weights)
     if not mine:
         return "no head"
     if name is None or not head:
@@ -43,17 +45,6 @@ def start_from(objective: Objective, path_or_id: str | Path) -> str:
     elif mine != {k: v.shape for k, v in head.items()}:
         why = "the model's has other sizes"
     else:
-        load_weights(objective, weights, str(folder / WEIGHTS))
+        load_weights(objective, weights, str(path))
         return "head from the same model"
     return f"head from random: {why}"
-
-
-def _head_of(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> tuple[str | None, tuple[str, ...]]:
-    """Name of the objective, None where we know none, and the classes."""
-    stored = config.get("speechssl")
-    if stored is None:
-        return plain_head(folder, config, weights)
-    about = stored.get("objective") or {}
-    return about.get("name"), tuple(stored.get("classes") or ())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechssl.models.blocks.attention import SelfAttention
-from speechssl.models.blocks.position import ConvPosition
+from speechssl.models.blocks.attention import GatedRelativeAttention, SelfAttention
+from speechssl.models.blocks.position import build_position
 from speechssl.models.presets import BackboneConfig
 from speechssl.rng import generator
 from speechssl.types import Frames
@@ -30,25 +30,39 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward with residuals; the norm stands before or after each."""
 
-    def __init__(self, cfg: BackboneConfig) -> None:
+    def __init__(self, cfg: BackboneConfig, index: int) -> None:
         super().__init__()
         self.pre = cfg.norm == "pre"
         self.dropout = cfg.dropout
-        self.attention = SelfAttention(cfg.dim, cfg.heads, cfg.attention_dropout)
+        self.attention = build_attention(cfg, index)
         self.layer_norm = nn.LayerNorm(cfg.dim)
         self.feed_forward = FeedForward(cfg.dim, cfg.ffn, cfg.activation_dropout)
         self.final_layer_norm = nn.LayerNorm(cfg.dim)
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """X (B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, attend: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """X (B, T, D) -> (B, T, D); `attend` and `bias` are for the attention."""
         if self.pre:
-            x = x + self._drop(self.attention(self.layer_norm(x), attend))
+            x = x + self._drop(self.attention(self.layer_norm(x), attend, bias))
             return x + self._drop(self.feed_forward(self.final_layer_norm(x)))
-        x = self.layer_norm(x + self._drop(self.attention(x, attend)))
+        x = self.layer_norm(x + self._drop(self.attention(x, attend, bias)))
         return self.final_layer_norm(x + self._drop(self.feed_forward(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+def build_attention(cfg: BackboneConfig, index: int) -> SelfAttention:
+    """The attention of block `index`."""
+    if cfg.attention_bias == "none":
+        return SelfAttention(cfg.dim, cfg.heads, cfg.attention_dropout)
+    return GatedRelativeAttention(
+        cfg.dim,
+        cfg.heads,
+        cfg.attention_dropout,
+        buckets=cfg.rel_buckets,
+        max_distance=cfg.rel_max_distance,
+        first=index == 0,
+    )
 
 
 class Transformer(nn.Module):
@@ -65,9 +79,9 @@ class Transformer(nn.Module):
         self.pre = cfg.norm == "pre"
         self.dropout = cfg.dropout
         self.layerdrop = cfg.layerdrop
-        self.pos_conv_embed = ConvPosition(cfg.dim, cfg.pos_kernel, cfg.pos_groups)
+        self.pos_conv_embed = build_position(cfg)
         self.layer_norm = nn.LayerNorm(cfg.dim)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
+        self.layers = nn.ModuleList(Block(cfg, i) for i in range(cfg.layers))
         self.num_layers = cfg.layers
         self.dropped: frozenset[int] = frozenset()
         for module in self.layers.modules():
@@ -91,15 +105,21 @@ class Transformer(nn.Module):
         full = pad.device.type == "cpu" and not bool(pad.any())
         attend = None if full else ~pad[:, None, None, :]
         x = z.x if full else z.x.masked_fill(pad[:, :, None], 0.0)
-        x = x + self.pos_conv_embed(x)
+        x = x + self.pos_conv_embed(x, None if full else pad)
         if not self.pre:
             x = self.layer_norm(x)
         x = F.dropout(x, self.dropout, self.training)
+        bias = self._position_bias(x.shape[1])
         states = []
         for index, block in enumerate(self.layers):
             states.append(x)
             if not (self.training and index in self.dropped):
-                x = block(x, attend)
+                x = block(x, attend, bias)
         if self.pre:
             x = self.layer_norm(x)
         return Frames(x, z.lens, (*states, x) if layers else ())
+
+    def _position_bias(self, frames: int) -> Tensor | None:
+        """What the blocks gate, computed once for all of them; None without relative positions."""
+        first = self.layers[0].attention if len(self.layers) else None
+        return first.position_bias(frames) if isinstance(first, GatedRelativeAttention) else None

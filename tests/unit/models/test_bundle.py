@@ -309,8 +309,8 @@ def test_shards(saved: Path):
 
 
 def test_other_families_are_named(tmp_path: Path):
-    (tmp_path / "config.json").write_text('{"model_type": "wavlm"}')
-    with pytest.raises(CheckpointError, match="type 'wavlm'"):
+    (tmp_path / "config.json").write_text('{"model_type": "seamless_m4t"}')
+    with pytest.raises(CheckpointError, match="type 'seamless_m4t'"):
         speechssl.load(tmp_path)
 
 

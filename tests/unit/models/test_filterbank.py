@@ -6,7 +6,7 @@ import torch
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.features.filterbank import HIGH_HZ, LOW_HZ, FilterbankLayer, gabor_filters
-from speechssl.models.hf_config import has_hf_class, to_hf
+from speechssl.models.formats.hf_config import family, to_hf
 from speechssl.models.presets import preset
 
 RATE = 16000
@@ -107,7 +107,7 @@ def test_frames_stand_40_ms_apart():
 
 
 def test_no_class_of_hugging_face_is_claimed():
-    assert not has_hf_class(small())
+    assert not family(small())
     assert to_hf(small()) == {"model_type": "speechssl-wav2vec2-filterbank", "architectures": []}
 
 

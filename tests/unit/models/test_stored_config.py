@@ -7,7 +7,7 @@ import pytest
 
 from speechssl.downstream.ctc import CTC
 from speechssl.errors import CheckpointError
-from speechssl.models.hf_config import from_hf, has_hf_class, preprocessor_config, to_hf
+from speechssl.models.formats.hf_config import family, from_hf, preprocessor_config, to_hf
 from speechssl.models.presets import PRESETS, preset
 from speechssl.models.stored_config import from_json, to_json
 from speechssl.objectives.masking import ChannelMask, SpanMask
@@ -58,7 +58,7 @@ def test_damaged_settings_are_named(stored: object, message: str):
         from_json(Outer, stored, "s", "config.json")
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if has_hf_class(preset(n))])
+@pytest.mark.parametrize("name", [n for n in PRESETS if family(preset(n))])
 def test_huggingface_keys_carry_the_backbone(name: str):
     cfg = preset(name)
     again = from_hf(to_hf(cfg), preprocessor_config(cfg), "config.json")

@@ -1,6 +1,7 @@
-"""BackboneConfig to the keys of a Hugging Face Wav2Vec2 config.json, and back from Hubert's too.
+"""BackboneConfig to the keys of a Hugging Face config.json, and back.
 
-Torch-free. Backbones without a class there (wav2vec v1, log-mel) get a model type of ours.
+Torch-free. Families: Wav2Vec2, Hubert, WavLM and Data2VecAudio. Backbones without a class there
+(wav2vec v1, log-mel) get a model type of ours.
 """
 
 from __future__ import annotations
@@ -53,10 +54,28 @@ _DEFAULTS: dict[str, Any] = {
     "feat_quantizer_dropout": 0.0,
     "do_stable_layer_norm": False,
 }
-# Their model types that compute our network, and the prefix of its tensors below a head.
-FAMILIES = {"wav2vec2": "wav2vec2.", "hubert": "hubert."}
-# Parts of their model that ours does not have: key -> the only value we can read.
-_HUBERT_FIXED = {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False}
+#: Their model types, the prefix of each one's tensors below a head, and of its classes.
+FAMILIES = {
+    "wav2vec2": ("wav2vec2.", "Wav2Vec2"),
+    "hubert": ("hubert.", "Hubert"),
+    "wavlm": ("wavlm.", "WavLM"),
+    "data2vec-audio": ("data2vec_audio.", "Data2VecAudio"),
+}
+#: Keys of one family, as in `_SAME`.
+_SAME_IN = {
+    "hubert": {"projection_norm": "feat_proj_layer_norm"},
+    "wavlm": {"rel_buckets": "num_buckets", "rel_max_distance": "max_bucket_distance"},
+    "data2vec-audio": {
+        "pos_depth": "num_conv_pos_embeddings",
+        "pos_kernel": "conv_pos_kernel_size",
+    },
+}
+_DEFAULTS_IN: dict[str, dict[str, Any]] = {
+    "hubert": {"feat_proj_layer_norm": True},
+    "wavlm": {"num_buckets": 320, "max_bucket_distance": 800},
+    "data2vec-audio": {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
+}
+# Parts of their models that ours do not have: key -> the only value we can read.
 _FIXED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -78,22 +97,54 @@ _PRETRAINING = {
 }
 
 
-def has_hf_class(cfg: BackboneConfig) -> bool:
-    """Whether `transformers` has a class that computes the same network."""
-    plain = cfg.conv_norm in ("group", "layer") and cfg.conv_first == "conv"
-    return cfg.context == "transformer" and plain
+def family(cfg: BackboneConfig) -> str | None:
+    """The model type whose class computes this network; None where `transformers` has none.
 
-
-def architecture(objective: str | None, settings: Mapping[str, Any]) -> str:
-    """Their class for a backbone below the head called `objective` (None = no head).
-
-    A head they have no counterpart of leaves the bare Wav2Vec2Model.
+    A network of wav2vec2 is one of hubert too; it gets the former's name.
     """
-    if objective == "wav2vec2":
-        return "Wav2Vec2ForPreTraining"
+    if cfg.context != "transformer" or cfg.conv_norm == "global" or cfg.conv_first != "conv":
+        return None
+    gated = cfg.attention_bias == "gated_relative"
+    if cfg.pos_conv == "stack":
+        plain = not gated and cfg.projection_norm
+        return (
+            "data2vec-audio" if plain and (cfg.conv_norm, cfg.norm) == ("layer", "post") else None
+        )
+    if gated:
+        return "wavlm" if cfg.projection_norm and cfg.pos_conv == "weight_norm" else None
+    if not cfg.projection_norm or cfg.pos_conv == "batch_norm":
+        return "hubert"
+    return "wav2vec2"
+
+
+def computes(cfg: BackboneConfig, other: str) -> bool:
+    """Whether the classes of the family `other` compute this network."""
+    own = family(cfg)
+    return own is not None and (own == other or (own, other) == ("wav2vec2", "hubert"))
+
+
+def architecture(
+    kind: str, cfg: BackboneConfig, objective: str | None, settings: Mapping[str, Any]
+) -> str:
+    """Their class for a backbone of the family `kind` below the head called `objective`.
+
+    A head they have no counterpart of (None: no head) leaves the bare model.
+    """
+    stem = FAMILIES[kind][1]
+    get = settings.get
+    plain = (get("loss", "softmax"), get("pooling", "mean"), get("norm", "none"))
+    weighted = get("layers", "weighted") == "weighted"
+    if (
+        objective == "speaker"
+        and plain == ("softmax", "mean", "none")
+        and not (weighted and cfg.norm == "pre")
+    ):
+        return f"{stem}ForSequenceClassification"
+    if objective == "wav2vec2" and kind == "wav2vec2":
+        return f"{stem}ForPreTraining"
     if objective == "ctc" and settings.get("layers", "last") == "last":
-        return "Wav2Vec2ForCTC"
-    return "Wav2Vec2Model"
+        return f"{stem}ForCTC"
+    return f"{stem}Model"
 
 
 def to_hf(
@@ -101,18 +152,21 @@ def to_hf(
     objective: str | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     classes: Sequence[str] = (),
+    kind: str | None = None,
 ) -> dict[str, Any]:
     """The config.json keys for a backbone below the head called `objective` (None = no head).
 
-    `settings` are the objective's own; `classes` its output classes.
+    `settings` are the objective's own; `classes` its output classes. `kind` is the family to
+    write it as (see `computes`), by default `family(cfg)`.
     """
-    if not has_hf_class(cfg):
-        other = "wav2vec2-filterbank" if cfg.conv_first == "filterbank" else "wav2vec2-global-norm"
-        kind = {"conv": "wav2vec", "none": "logmel"}.get(cfg.context, other)
-        return {"model_type": f"speechssl-{kind}", "architectures": []}
+    kind = kind or family(cfg)
+    if kind is None:
+        other = "wav2vec2-filterbank" if cfg.conv_first == "filterbank" else "wav2vec2-variant"
+        ours = {"conv": "wav2vec", "none": "logmel"}.get(cfg.context, other)
+        return {"model_type": f"speechssl-{ours}", "architectures": []}
     config: dict[str, Any] = {
-        "model_type": "wav2vec2",
-        "architectures": [architecture(objective, settings)],
+        "model_type": kind,
+        "architectures": [architecture(kind, cfg, objective, settings)],
         "torch_dtype": "float32",
         "do_stable_layer_norm": cfg.norm == "pre",
         "num_feat_extract_layers": len(cfg.conv_dims),
@@ -120,11 +174,15 @@ def to_hf(
         "mask_time_prob": 0.05,  # the mask vector exists there only where this is above zero
         **_FIXED,
     }
-    for ours, theirs in _SAME.items():
+    for ours, theirs in (_SAME | _SAME_IN.get(kind, {})).items():
         value = getattr(cfg, ours)
         config[theirs] = list(value) if isinstance(value, tuple) else value
+    if kind == "hubert":
+        config["conv_pos_batch_norm"] = cfg.pos_conv == "batch_norm"
     if objective == "wav2vec2":
         config |= _pretraining(settings)
+    if config["architectures"][0].endswith("ForSequenceClassification"):
+        config |= _classifier(settings, classes)
     if objective == "ctc":
         config |= {
             "vocab_size": len(classes),
@@ -151,20 +209,53 @@ def pretraining_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: config[name] for ours, name in _PRETRAINING.items() if name in config}
 
 
+def classifier_settings(
+    config: Mapping[str, Any], head: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]] | None:
+    """Settings and classes of the speaker objective that a ForSequenceClassification head is.
+
+    None where the head is another one. Their weighted sum of a pre-norm network ends in a state
+    without the final norm, which ours has not: such a head cannot be read.
+    """
+    weighted = bool(config.get("use_weighted_layer_sum", False))
+    names = {"projector.weight", "projector.bias", "classifier.weight", "classifier.bias"}
+    if head.keys() != names | ({"layer_weights"} if weighted else set()):
+        return None
+    if weighted and config.get("do_stable_layer_norm", False):
+        return None
+    width, count = head["projector.weight"].shape[0], head["classifier.weight"].shape[0]
+    labels = config.get("id2label") or {}
+    classes = tuple(str(labels.get(str(i), f"LABEL_{i}")) for i in range(count))
+    if len(set(classes)) != count or count < 2:
+        return None
+    settings = {"layers": "weighted" if weighted else "last", "proj_dim": width}
+    return settings, classes
+
+
+def _classifier(settings: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Keys of a ForSequenceClassification config for the speaker objective."""
+    return {
+        "use_weighted_layer_sum": settings.get("layers", "weighted") == "weighted",
+        "classifier_proj_size": settings.get("proj_dim", 256),
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
+
+
 def from_hf(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
 ) -> BackboneConfig:
-    """The backbone of a Wav2Vec2 or Hubert config.json and its preprocessor_config.json.
+    """The backbone of a config.json of one of the FAMILIES and its preprocessor_config.json.
 
     Raises CheckpointError for another model family or a part we have no counterpart of.
     """
-    if config.get("model_type") not in FAMILIES:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
         raise CheckpointError(
-            f"{where}: found a model of type '{config.get('model_type')}'; expected a speechssl "
-            f"folder or type {' or '.join(map(repr, FAMILIES))} (others cannot be read yet)"
+            f"{where}: found a model of type '{kind}'; expected a speechssl folder or type "
+            f"{', '.join(map(repr, FAMILIES))}"
         )
-    fixed = _FIXED | (_HUBERT_FIXED if config["model_type"] == "hubert" else {})
-    for key, only in fixed.items():
+    for key, only in _FIXED.items():
         if (got := config.get(key, only)) != only:
             raise CheckpointError(f"{where}: {key} is {got!r}, expected {only!r}; not supported")
     if config.get("feat_extract_norm", "group") not in ("group", "layer"):
@@ -173,10 +264,17 @@ def from_hf(
             "expected 'group' or 'layer'"
         )
     values: dict[str, Any] = {}
-    for ours, theirs in _SAME.items():
-        value = config.get(theirs, _DEFAULTS[theirs])
+    defaults = _DEFAULTS | _DEFAULTS_IN.get(kind, {})
+    for ours, theirs in (_SAME | _SAME_IN.get(kind, {})).items():
+        value = config.get(theirs, defaults[theirs])
         values[ours] = tuple(value) if isinstance(value, list) else value
     values["norm"] = "pre" if config.get("do_stable_layer_norm", False) else "post"
+    if kind == "data2vec-audio":  # has no keys for what is the same in all of them
+        values |= {"conv_norm": "layer", "norm": "post", "pos_conv": "stack"}
+    if kind == "wavlm":
+        values["attention_bias"] = "gated_relative"
+    if kind == "hubert" and config.get("conv_pos_batch_norm", False):
+        values["pos_conv"] = "batch_norm"
     values["rate_hz"] = int(preprocessor.get("sampling_rate", 16000))
     values["normalize"] = bool(preprocessor.get("do_normalize", values["conv_norm"] == "layer"))
     return BackboneConfig(preset="huggingface", **values)

@@ -1,7 +1,7 @@
 """Names of tensors: ours, which are Hugging Face's, and those of fairseq and torchaudio.
 
-Source: the modules of fairseq 0.12 (wav2vec2.py, wav2vec2_asr.py) and torchaudio 2.11
-(models/wav2vec2/components.py).
+Source: the modules of fairseq 0.12 (wav2vec2.py, wav2vec2_asr.py, data2vec_audio.py), of WavLM's
+release (WavLM.py) and of torchaudio 2.11 (models/wav2vec2/components.py, wavlm_attention.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
@@ -32,7 +33,16 @@ _TABLES: dict[Layout, tuple[tuple[str, str], ...]] = {
         ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
         ("encoder.pos_conv.0.weight_g", _WEIGHT_NORM + "original0"),
         ("encoder.pos_conv.0.weight_v", _WEIGHT_NORM + "original1"),
+        ("encoder.pos_conv.{i}.0.{x}", "encoder.pos_conv_embed.layers.{i}.conv.{x}"),
         ("encoder.layer_norm.{x}", "encoder.layer_norm.{x}"),
+        *(
+            (f"encoder.layers.{{i}}.self_attn.{theirs}", f"encoder.layers.{{i}}.attention.{ours}")
+            for theirs, ours in (
+                ("grep_linear.{x}", "gru_rel_pos_linear.{x}"),
+                ("grep_a", "gru_rel_pos_const"),
+                ("relative_attention_bias.weight", "rel_attn_embed.weight"),
+            )
+        ),
         ("encoder.layers.{i}.self_attn.{p}_proj.{x}", "encoder.layers.{i}.attention.{p}_proj.{x}"),
         ("encoder.layers.{i}.self_attn_layer_norm.{x}", "encoder.layers.{i}.layer_norm.{x}"),
         ("encoder.layers.{i}.fc1.{x}", "encoder.layers.{i}.feed_forward.intermediate_dense.{x}"),
@@ -54,9 +64,17 @@ _TABLES: dict[Layout, tuple[tuple[str, str], ...]] = {
         ("encoder.transformer.pos_conv_embed.conv.weight_g", _WEIGHT_NORM + "original0"),
         ("encoder.transformer.pos_conv_embed.conv.weight_v", _WEIGHT_NORM + "original1"),
         ("encoder.transformer.layer_norm.{x}", "encoder.layer_norm.{x}"),
-        (
-            "encoder.transformer.layers.{i}.attention.{p}_proj.{x}",
-            "encoder.layers.{i}.attention.{p}_proj.{x}",
+        *(
+            (
+                f"encoder.transformer.layers.{{i}}.attention.{n}",
+                f"encoder.layers.{{i}}.attention.{n}",
+            )
+            for n in (
+                "{p}_proj.{x}",
+                "gru_rel_pos_linear.{x}",
+                "gru_rel_pos_const",
+                "rel_attn_embed.weight",
+            )
         ),
         ("encoder.transformer.layers.{i}.layer_norm.{x}", "encoder.layers.{i}.layer_norm.{x}"),
         (
@@ -117,7 +135,10 @@ def to_ours(
     backbone: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     dropped, unknown = [], []
-    hubert = any(name.endswith("label_embs_concat") for name in weights)
+    # What is called final_proj predicts labels (HuBERT) or a teacher (data2vec) in some of them.
+    other = any(n.endswith("label_embs_concat") or ".pos_conv.1." in n for n in weights)
+    if layout == "torchaudio":
+        weights = _apart(weights)
     for name, value in weights.items():
         bare = name
         for wrapper in _WRAPPERS[layout]:
@@ -126,7 +147,7 @@ def to_ours(
                 break
         if found := _renamed(bare, _TABLES[layout]):
             backbone[found] = value
-        elif bare.startswith(_DROPPED[layout]) or (hubert and bare.startswith("final_proj.")):
+        elif bare.startswith(_DROPPED[layout]) or (other and bare.startswith("final_proj.")):
             dropped.append(name)
         elif found := _renamed(bare, _HEADS[layout]):
             head[found] = value
@@ -158,6 +179,34 @@ def from_ours(
             raise CheckpointError(f"{name}: {layout} has no place for this tensor")
         if not renamed.startswith("mask_generator."):
             found[renamed] = value
+    gated = any(name.endswith(".gru_rel_pos_const") for name in found)
+    return _together(found) if gated and layout == "torchaudio" else found
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The joint projections of torchaudio's WavLM as three, under the names of its wav2vec 2.0."""
+    found = {}
+    for name, value in weights.items():
+        stem, joint, last = name.rpartition(".attention.attention.in_proj_")
+        if joint:
+            for part, tensor in zip("qkv", value.chunk(3), strict=True):
+                found[f"{stem}.attention.{part}_proj.{last}"] = tensor.clone()
+        else:
+            found[name.replace(".attention.attention.", ".attention.")] = value
+    return found
+
+
+def _together(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undoes `_apart`."""
+    found = {}
+    for name, value in weights.items():
+        if match := re.fullmatch(r"(.+\.attention\.)([qkv])_proj\.(weight|bias)", name):
+            stem, part, last = match.groups()
+            if part == "q":
+                parts = [weights[f"{stem}{p}_proj.{last}"] for p in "qkv"]
+                found[f"{stem}attention.in_proj_{last}"] = torch.cat(parts)
+        else:
+            found[name.replace(".attention.out_proj.", ".attention.attention.out_proj.")] = value
     return found
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.keymap import Layout, layout_of, to_ours
+from speechssl.models.formats.hf_folder import drawn_mask_vector
+from speechssl.models.formats.keymap import layout_of, to_ours
+from speechssl.models.formats.stored import Stored
 from speechssl.models.presets import BackboneConfig
+from speechssl.models.weights import some
 from speechssl.unpickle import Inert, safe_load
 
 #: Packages whose classes fairseq pickles beside the weights; none of their code is needed.
@@ -23,23 +24,9 @@ _CONV = "feature_extractor.conv_layers."
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # of fairseq's dictionary; its blank comes first
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """A checkpoint of another toolkit under our names."""
-
-    layout: Layout
-    cfg: BackboneConfig
-    backbone: dict[str, Tensor]
-    head: dict[str, Tensor]
-    classes: tuple[str, ...]  # characters of a CTC head by output index; () where not known
-    quantizer: dict[str, Any]  # settings of a wav2vec 2.0 head; {} without one
-    dropped: list[str]  # tensors left out on purpose
-    assumed: list[str]  # in words: what neither tensors nor settings tell
-
-
 def read_foreign(
     path: str | Path, heads: int | None = None, norm: Literal["pre", "post"] | None = None
-) -> Foreign:
+) -> Stored:
     """Read a fairseq checkpoint or a torchaudio state dict of the wav2vec 2.0 family.
 
     `heads` (of attention) and `norm` (`pre`, `post`) are for torchaudio files, which do not tell
@@ -56,14 +43,15 @@ def read_foreign(
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         tensors = content["model"]
         settings = _settings(content, path)
+    if isinstance(tensors, dict) and isinstance(tensors.get("_ema"), dict):
+        tensors = {k: v for k, v in tensors.items() if k != "_ema"}  # data2vec's teacher
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path}: holds no table of tensors; expected a state dict")
     layout = layout_of(tensors)
     if layout is None:
-        some = ", ".join(sorted(tensors)[:3])
         raise CheckpointError(
             f"{path}: neither a fairseq nor a torchaudio model of the wav2vec 2.0 family (its "
-            f"tensors: {some} ...)"
+            f"tensors: {some(tensors)})"
         )
     backbone, head, dropped = to_ours(tensors, layout, str(path))
     backbone = {k: v.float() for k, v in backbone.items()}
@@ -80,13 +68,30 @@ def read_foreign(
     else:
         raise ConfigError(f"{path}: a fairseq file tells heads and norm itself; leave them out")
     if "masked_spec_embed" not in backbone:
-        backbone["masked_spec_embed"] = torch.rand(
-            cfg.dim, generator=torch.Generator().manual_seed(1)
-        )
+        backbone["masked_spec_embed"] = drawn_mask_vector(cfg.dim)
         assumed.append("the mask vector is drawn at random: the model has none")
-    classes = _characters(path, head) if layout == "fairseq" and "lm_head.weight" in head else ()
-    quantizer = _quantizer(head, settings, str(path)) if "quantizer.codevectors" in head else {}
-    return Foreign(layout, cfg, backbone, head, classes, quantizer, dropped, assumed)
+    told = [f"assumed: {line}" for line in assumed]
+    name, found, classes = None, {}, ()
+    if "quantizer.codevectors" in head:
+        name, found = "wav2vec2", _quantizer(head, settings, str(path))
+    elif layout == "fairseq" and "lm_head.weight" in head:
+        classes = _characters(path, head)
+        name = "ctc" if classes else None
+    if head and name is None:
+        beside = " (no dict.ltr.txt beside the file)" if layout == "fairseq" else ""
+        told.append(f"head left out: {some(head)}: its classes are not known{beside}")
+        dropped, head = [*dropped, *head], {}
+    return Stored(
+        kind=layout,
+        cfg=cfg,
+        backbone=backbone,
+        head=head,
+        objective=name,
+        settings=found,
+        classes=classes,
+        dropped=tuple(dropped),
+        told=tuple(told),
+    )
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -140,6 +145,14 @@ def _fairseq_config(
         "conv_pos": found["pos_kernel"],
         "conv_pos_groups": found["pos_groups"],
     }
+    if found["pos_conv"] == "stack":  # conv_pos is divided among them
+        del told["conv_pos"]
+        told["pos_conv_depth"] = found["pos_depth"]
+        kernel = max(3, int(settings.get("conv_pos", 95)) // found["pos_depth"])
+        told["conv_pos"] = settings.get("conv_pos") if kernel == found["pos_kernel"] else kernel
+    if "rel_buckets" in found:
+        told["num_buckets"] = found["rel_buckets"]
+        found["rel_max_distance"] = int(settings.get("max_distance", 800))
     for key, value in told.items():
         if str(got := settings.get(key, value)) != str(value):
             raise CheckpointError(
@@ -170,6 +183,14 @@ def _torchaudio_config(
             f"{where}: convolutions with kernels {found['conv_kernels']}; a torchaudio file does "
             f"not tell their strides, which are known for {_KERNELS} alone"
         )
+    gates = weights.get("encoder.layers.0.attention.gru_rel_pos_const")
+    if gates is not None:
+        if heads not in (None, gates.shape[1]):
+            raise ConfigError(
+                f"{where}: has {gates.shape[1]} attention heads, but heads is {heads}"
+            )
+        heads = gates.shape[1]
+        assumed.append("relative positions tell apart up to 800 frames, as published")
     if heads is None:
         heads = max(int(found["dim"]) // 64, 1)
         assumed.append(f"{heads} attention heads of {found['dim'] // heads} channels (--heads)")
@@ -193,9 +214,13 @@ def _shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     convs: list[Tensor] = []
     while (name := f"{_CONV}{len(convs)}.conv.weight") in weights:
         convs.append(weights[name])
+    stack = 0
+    while f"encoder.pos_conv_embed.layers.{stack}.conv.weight" in weights:
+        stack += 1
+    kind = "layers.0.conv.weight" if stack else "conv.parametrizations.weight.original1"
     needed = [
         "feature_projection.projection.weight",
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        f"encoder.pos_conv_embed.{kind}",
         "encoder.layers.0.feed_forward.intermediate_dense.weight",
     ]
     if missing := [n for n in needed if n not in weights] + ([] if convs else [_CONV]):
@@ -205,7 +230,7 @@ def _shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     norms = [f"{_CONV}{i}.layer_norm.weight" in weights for i in range(len(convs))]
     if norms not in ([True] * len(convs), [True] + [False] * (len(convs) - 1)):
         raise CheckpointError(f"{where}: norms stand after convolutions {norms}; not supported")
-    return {
+    found = {
         "conv_dims": tuple(w.shape[0] for w in convs),
         "conv_kernels": tuple(w.shape[2] for w in convs),
         "conv_bias": f"{_CONV}0.conv.bias" in weights,
@@ -215,7 +240,13 @@ def _shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "ffn": hidden.shape[0],
         "pos_kernel": position.shape[2],
         "pos_groups": dim // position.shape[1],
+        "pos_conv": "stack" if stack else "weight_norm",
+        "pos_depth": stack or 1,
     }
+    table = weights.get("encoder.layers.0.attention.rel_attn_embed.weight")
+    if table is not None:
+        found |= {"attention_bias": "gated_relative", "rel_buckets": table.shape[0]}
+    return found
 
 
 def _strides(settings: Mapping[str, Any], found: Mapping[str, Any], where: str) -> tuple[int, ...]:

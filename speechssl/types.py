@@ -97,6 +97,9 @@ class Frames:
     x: Tensor  # (B, T, D)
     lens: Tensor  # (B,) int64
     layers: tuple[Tensor, ...] = ()  # each (B, T, D); see Backbone.context for the numbering
+    unnormed: Tensor | None = (
+        None  # (B, T, D), with layers: x before a final norm, where it has one
+    )
 
     @property
     def pad(self) -> Tensor:

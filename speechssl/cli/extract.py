@@ -21,13 +21,20 @@ def parser() -> argparse.ArgumentParser:
         description="Write features (.npy shards and a JSONL index). Started again, it goes on "
         "where it stopped; under torchrun or srun the shards are shared out.",
     )
-    p.add_argument("model", help="model folder or hub id")
+    p.add_argument("model", help="model folder, hub id, or fairseq or torchaudio file")
     p.add_argument("source", help="manifest (.jsonl), folder or audio file")
     p.add_argument("out", help="folder to write")
     p.add_argument(
         "--layer",
         default="-1",
-        help="0 to L (L = final output), negative from the end, all, or mean (%(default)s)",
+        help="0 to L (L = last state), negative from the end, all, or mean (%(default)s)",
+    )
+    p.add_argument(
+        "--convention",
+        choices=("s3prl", "hf"),
+        default="s3prl",
+        help="last state of a pre-norm network after its final norm (s3prl) or before it (hf, as "
+        "hidden_states of transformers 5) (%(default)s)",
     )
     p.add_argument("--shard-sec", type=float, default=3600.0, help="audio per shard (%(default)s)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
@@ -48,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     skips = Skips()
     utterances = utterances_of([args.source], skips)
     bundle = load(args.model, pick_device(args.device), plugins=args.plugins)
-    extractor = Extractor(bundle, batch_sec=args.batch_sec, precision=args.precision)
+    extractor = Extractor(
+        bundle, batch_sec=args.batch_sec, precision=args.precision, convention=args.convention
+    )
     rank, world = place()
     written = write_features(
         args.out,

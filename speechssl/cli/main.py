@@ -23,6 +23,7 @@ VERBS = {
     "probe": "what frozen features know: linear probes beside log-mel and random weights",
     "predict": "transcripts or speakers of audio files",
     "convert": "models from and to Hugging Face, fairseq and torchaudio, with a numeric check",
+    "export": "a model as an ONNX graph, checked against PyTorch, int8 by choice",
     "show": "a configuration, model, run, checkpoint or manifest in words",
     "report": "learning curves of runs as a picture",
 }

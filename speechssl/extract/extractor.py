@@ -19,6 +19,7 @@ from speechssl.types import Frames
 
 Layer = int | Literal["all", "mean"]
 Precision = Literal["fp32", "bf16"]
+Convention = Literal["s3prl", "hf"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Extractor:
     `bundle` is a loaded model, a model folder or a hub id; it is moved to `device` where one is
     given, and otherwise runs where it is. `batch_sec` bounds the seconds of
     audio, padding included, that the network sees at once; a single longer file goes alone.
+    `convention` says what the last state of a pre-norm network is: `s3prl` the final output, after
+    the last norm (also fairseq and transformers 4), `hf` what goes into that norm (hidden_states of
+    transformers 5). All other states, and all of post-norm networks, are the same in both.
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class Extractor:
         device: str | torch.device | None = None,
         batch_sec: float = 60.0,
         precision: Precision = "fp32",
+        convention: Convention = "s3prl",
     ) -> None:
+        if convention not in ("s3prl", "hf"):
+            raise ConfigError(f"convention: got '{convention}', expected 's3prl' or 'hf'")
         if precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision: got '{precision}', expected 'fp32' or 'bf16'")
         bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
@@ -58,6 +65,7 @@ class Extractor:
         self.device = next((t.device for t in tensors), torch.device(device or "cpu"))
         self.batch_sec = batch_sec
         self.precision = precision
+        self.convention = convention
         self.geometry = self.backbone.geometry
 
     def __call__(
@@ -66,8 +74,8 @@ class Extractor:
         """Features of each of `audio` (paths, (S,) arrays, manifest utterances), in its order.
 
         `rate_hz` is the sample rate of the arrays (required with arrays); any rate is resampled.
-        `layer`: 0 .. L counts the input of each of the L layers and then the final output, as
-        SUPERB does; -1 is the final output; "all" stacks the L + 1 states, "mean" averages them.
+        `layer`: 0 .. L counts the input of each of the L layers and then the last state, as
+        SUPERB does; -1 is the last state; "all" stacks the L + 1 states, "mean" averages them.
         Audio shorter than one frame (400 samples at 16 kHz) is padded with zeros to one frame.
         Raises AudioError for audio that cannot be used, ConfigError for wrong arguments.
         """
@@ -97,7 +105,7 @@ class Extractor:
                 frames = self.backbone(
                     batch.wave.to(self.device),
                     batch.lens.to(self.device),
-                    layers=layer != -1,
+                    layers=layer != -1 or self.convention == "hf",
                 )
             values = pick(frames).float().cpu().numpy()  # (B, [L + 1,] T, D)
             for row, index in enumerate(batch.indices):
@@ -116,15 +124,22 @@ class Extractor:
     def _picker(self, layer: Layer) -> Callable[[Frames], Tensor]:
         """The function from Frames with all states to the states asked for."""
         if layer == -1:
-            return lambda frames: frames.x
+            return self._last
         if layer == "all":
-            return lambda frames: torch.stack([s.float() for s in frames.layers], dim=1)
+            return lambda frames: torch.stack([s.float() for s in self._states(frames)], dim=1)
         if layer == "mean":
-            return lambda frames: torch.stack([s.float() for s in frames.layers]).mean(0)
+            return lambda frames: torch.stack([s.float() for s in self._states(frames)]).mean(0)
         last = self.backbone.num_layers
         if isinstance(layer, bool) or not isinstance(layer, int) or not -last - 1 <= layer <= last:
             raise ConfigError(
                 f"layer: got {layer!r}, expected 0 to {last} ({last} is the final output), "
                 f"-1 to {-last - 1} from the end, 'all' or 'mean'"
             )
-        return lambda frames: frames.layers[layer]
+        return lambda frames: self._states(frames)[layer]
+
+    def _states(self, frames: Frames) -> tuple[Tensor, ...]:
+        return (*frames.layers[:-1], self._last(frames))
+
+    def _last(self, frames: Frames) -> Tensor:
+        before_norm = frames.unnormed if self.convention == "hf" else None
+        return frames.x if before_norm is None else before_norm

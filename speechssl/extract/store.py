@@ -60,6 +60,7 @@ def write_features(
             "model": model,
             "weights_sha256": _weights_digest(extractor.backbone),
             "layer": layer,
+            "convention": extractor.convention,
             "states": extractor.backbone.num_layers + 1 if layer == "all" else 1,
             "dim": extractor.backbone.dim,
             "frame_rate_hz": cfg.rate_hz / geometry.hop,

@@ -34,7 +34,12 @@ class SelfAttention(nn.Module):
             mask = bias.to(q.dtype)
             mask = mask if attend is None else mask.masked_fill(~attend, float("-inf"))
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if bias is not None and torch.compiler.is_exporting():
+            # The exporter takes the fused attention apart only where its mask is a boolean.
+            assert mask is not None
+            y = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + mask, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def _by_head(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,8 +102,10 @@ class Transformer(nn.Module):
         output (after the last norm when pre-norm).
         """
         pad = z.pad
-        # Only the CPU may be asked: the answer of another device would have to be waited for.
-        full = pad.device.type == "cpu" and not bool(pad.any())
+        # Only the CPU may be asked: the answer of another device would have to be waited for, and
+        # an exported graph must serve both.
+        asked = pad.device.type == "cpu" and not torch.compiler.is_exporting()
+        full = asked and not bool(pad.any())
         attend = None if full else ~pad[:, None, None, :]
         x = z.x if full else z.x.masked_fill(pad[:, :, None], 0.0)
         x = x + self.pos_conv_embed(x, None if full else pad)
@@ -115,9 +118,10 @@ class Transformer(nn.Module):
             states.append(x)
             if not (self.training and index in self.dropped):
                 x = block(x, attend, bias)
-        if self.pre:
-            x = self.layer_norm(x)
-        return Frames(x, z.lens, (*states, x) if layers else ())
+        if not self.pre:
+            return Frames(x, z.lens, (*states, x) if layers else ())
+        y = self.layer_norm(x)
+        return Frames(y, z.lens, (*states, y), x) if layers else Frames(y, z.lens)
 
     def _position_bias(self, frames: int) -> Tensor | None:
         """What the blocks gate, computed once for all of them; None without relative positions."""

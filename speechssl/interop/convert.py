@@ -76,7 +76,7 @@ def has_counterpart(cfg: BackboneConfig, layout: Layout) -> bool:
         "fairseq": ("wav2vec2", "wavlm", "data2vec-audio"),
         "torchaudio": ("wav2vec2", "wavlm"),
     }
-    return family(cfg) in kinds[layout]
+    return family(cfg) in kinds[layout] and cfg.activation == "gelu"
 
 
 def _must_have_counterpart(cfg: BackboneConfig, layout: Layout) -> None:
@@ -118,7 +118,7 @@ def fairseq_settings(cfg: BackboneConfig) -> dict[str, Any]:
             "conv_pos": cfg.pos_kernel * cfg.pos_depth,
             "pos_conv_depth": cfg.pos_depth,
         }
-    if cfg.attention_bias == "gated_relative":
+    if cfg.attention_positions == "gated_relative":
         model |= {
             "_name": "wavlm",
             "relative_position_embedding": True,
@@ -150,7 +150,7 @@ def torchaudio_sizes(cfg: BackboneConfig, classes: int | None = None) -> dict[st
         "encoder_layer_drop": cfg.layerdrop,
         "aux_num_out": classes,
     }
-    if cfg.attention_bias == "gated_relative":
+    if cfg.attention_positions == "gated_relative":
         sizes |= {
             "encoder_num_buckets": cfg.rel_buckets,
             "encoder_max_distance": cfg.rel_max_distance,

@@ -25,6 +25,7 @@ from speechssl.models.folder import OLD_WEIGHTS, WEIGHTS, read_json, read_weight
 from speechssl.models.formats import hf_config
 from speechssl.models.formats.foreign import read_foreign
 from speechssl.models.formats.hf_folder import hf_backbone, read_hf_folder
+from speechssl.models.formats.hf_names import from_file, to_file
 from speechssl.models.formats.stored import Stored, as_model, objective_class
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.stored_config import from_json, to_json
@@ -97,8 +98,7 @@ def save_bundle(
     }
     if name == "ctc":
         files |= hf_config.tokenizer_files(classes)
-    prefix = hf_config.FAMILIES[family or "wav2vec2"][0]
-    write_folder(Path(folder), files, {_file_key(k, prefix): v for k, v in weights.items()})
+    write_folder(Path(folder), files, to_file(weights, cfg, family or "wav2vec2"))
 
 
 def _family(cfg: BackboneConfig, asked: str | None, plain: bool) -> str | None:
@@ -138,8 +138,7 @@ def load_bundle(
     else:
         config = read_json(path, "config.json")
         model, classes = _ours(config["speechssl"], str(path / "config.json"), plugins)
-        weights = {_our_key(k): v for k, v in read_weights(path).items()}
-        load_weights(model, weights, str(path / WEIGHTS))
+        load_weights(model, _own_tensors(path, config), str(path / WEIGHTS))
         kind, told = "speechssl", ()
     model = model.to(device).eval()
     if isinstance(model, Backbone):
@@ -214,7 +213,7 @@ def name_of(objective: nn.Module) -> str:
 
 def own_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder of ours under the names of an Objective."""
-    weights = {_our_key(key): value for key, value in read_weights(folder).items()}
+    weights = _own_tensors(folder, read_json(folder, "config.json"))
     if not any(key.startswith(_BACKBONE) for key in weights):
         weights = {_BACKBONE + key: value for key, value in weights.items()}
     return weights
@@ -259,15 +258,10 @@ def _ours(stored: Any, where: str, plugins: bool) -> tuple[Objective | Backbone,
         ) from error
 
 
-def _file_key(key: str, theirs: str) -> str:
-    return theirs + key.removeprefix(_BACKBONE) if key.startswith(_BACKBONE) else key
-
-
-def _our_key(key: str) -> str:
-    for theirs, _ in hf_config.FAMILIES.values():
-        if key.startswith(theirs):
-            return _BACKBONE + key.removeprefix(theirs)
-    return key
+def _own_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a folder of ours as its model names them."""
+    kind = str(config.get("model_type"))
+    return from_file(read_weights(folder), kind if kind in hf_config.FAMILIES else "wav2vec2")
 
 
 def _download(model_id: str, revision: str | None) -> Path:

@@ -20,10 +20,13 @@ class BackboneConfig:
     context: `transformer`, `conv` (wav2vec v1's causal aggregator) or `none` (log-mel baseline).
     projection_norm: a layer norm stands before the projection into the context network.
     pos_conv: positions by one convolution with weight norm (wav2vec 2.0), by a plain one on
-    batch-normed frames (`batch_norm`, some HuBERT), or by `pos_depth` plain ones with layer norms
-    (`stack`, data2vec).
-    attention_bias: `gated_relative` adds WavLM's gated bias of relative positions in `rel_buckets`
-    buckets, the outermost of which begin at `rel_max_distance` frames.
+    batch-normed frames (`batch_norm`, some HuBERT), by `pos_depth` plain ones with layer norms
+    (`stack`, data2vec), or not at all.
+    attention_positions: `gated_relative` adds WavLM's gated bias of relative positions in
+    `rel_buckets` buckets, the outermost of which begin at `rel_max_distance` frames; `rotary` turns
+    what queries and keys are made of; `relative` scores sinusoids of the distance.
+    block: `transformer`, or `conformer` with a depthwise convolution of `block_kernel` frames and
+    the norm `block_norm` in it (`batch`, by stored statistics, is for published models).
     """
 
     preset: str = "tiny"
@@ -43,13 +46,18 @@ class BackboneConfig:
     ffn: int = 1024
     norm: Literal["post", "pre"] = "pre"
     projection_norm: bool = True
-    pos_conv: Literal["weight_norm", "batch_norm", "stack"] = "weight_norm"
+    pos_conv: Literal["weight_norm", "batch_norm", "stack", "none"] = "weight_norm"
     pos_depth: int = 1
     pos_kernel: int = 32
     pos_groups: int = 16
-    attention_bias: Literal["none", "gated_relative"] = "none"
+    attention_positions: Literal["none", "gated_relative", "rotary", "relative"] = "none"
     rel_buckets: int = 320
     rel_max_distance: int = 800
+    block: Literal["transformer", "conformer"] = "transformer"
+    block_kernel: int = 31
+    block_norm: Literal["layer", "batch"] = "layer"
+    block_dropout: float = 0.1  # after the depthwise convolution of a conformer block
+    activation: Literal["gelu", "swish"] = "gelu"  # of the feed-forward layers and conformer blocks
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
@@ -66,6 +74,7 @@ class BackboneConfig:
                 f"{len(self.conv_dims)}, {len(self.conv_kernels)}, {len(self.conv_strides)}"
             )
         names = ("dim", "heads", "pos_groups", "pos_depth", "rel_buckets", "rel_max_distance")
+        names += ("block_kernel",)
         sizes = {name: getattr(self, name) for name in names}
         if bad := {k: v for k, v in sizes.items() if v < 1}:
             raise ConfigError(f"backbone: got {bad}, expected 1 or more")
@@ -91,13 +100,23 @@ class BackboneConfig:
                 f"backbone: pos_depth {self.pos_depth} is for pos_conv 'stack', got "
                 f"'{self.pos_conv}'; expected pos_depth 1"
             )
-        if self.attention_bias == "gated_relative" and not (
+        if self.attention_positions == "gated_relative" and not (
             self.rel_buckets % 4 == 0 and 4 * self.rel_max_distance > self.rel_buckets
         ):
             raise ConfigError(
                 f"backbone: got rel_buckets {self.rel_buckets} and rel_max_distance "
                 f"{self.rel_max_distance}; expected a multiple of 4 and a distance above a quarter "
                 "of it"
+            )
+        if self.block == "conformer" and (self.norm != "pre" or self.block_kernel % 2 == 0):
+            raise ConfigError(
+                f"backbone: block 'conformer' has a last norm and an odd kernel; got norm "
+                f"'{self.norm}' and block_kernel {self.block_kernel}, expected 'pre' and an odd one"
+            )
+        if self.attention_positions == "rotary" and self.dim // self.heads % 2:
+            raise ConfigError(
+                f"backbone: rotary positions turn pairs of channels; a head has "
+                f"{self.dim // self.heads} of them (dim / heads), expected an even number"
             )
         elsewhere: tuple[str, ...] = () if self.context == "transformer" else _TRANSFORMER_ONLY
         if self.context != "conv":
@@ -119,9 +138,14 @@ _TRANSFORMER_ONLY = (
     "pos_depth",
     "pos_kernel",
     "pos_groups",
-    "attention_bias",
+    "attention_positions",
     "rel_buckets",
     "rel_max_distance",
+    "block",
+    "block_kernel",
+    "block_norm",
+    "block_dropout",
+    "activation",
     "attention_dropout",
     "activation_dropout",
     "layerdrop",

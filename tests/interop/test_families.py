@@ -35,6 +35,7 @@ SIZES = {
 GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 STACK = {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}
+NEAR = {"conv_depthwise_kernel_size": 5, "hidden_act": "swish"}
 #: Name -> class of their bare model, and what the config says beyond SIZES.
 FAMILIES = {
     "wav2vec2-group": ("Wav2Vec2", GROUP),
@@ -49,7 +50,18 @@ FAMILIES = {
     "wavlm-layer": ("WavLM", LAYER | {"num_buckets": 16, "max_bucket_distance": 20}),
     "data2vec": ("Data2VecAudio", STACK),
     "data2vec-bias": ("Data2VecAudio", STACK | {"conv_bias": True}),
+    "conformer-relative": (
+        "Wav2Vec2Conformer",
+        NEAR | {"position_embeddings_type": "relative", "feat_extract_norm": "group"},
+    ),
+    "conformer-rotary": (
+        "Wav2Vec2Conformer",
+        NEAR | {"position_embeddings_type": "rotary", "feat_extract_norm": "layer"},
+    ),
+    "conformer-none": ("Wav2Vec2Conformer", NEAR | {"position_embeddings_type": None}),
 }
+#: What their class holds without using it, and the model here has not.
+UNUSED = "encoder.pos_conv_embed."
 
 
 def built(name: str, head: str = "Model", **more):
@@ -72,6 +84,8 @@ def stored(theirs, folder: Path, *, normalize: bool = False) -> Path:
 
 def same(a: dict, b: dict) -> None:
     assert a.keys() == b.keys()
+    if any(".self_attn.linear_q." in key for key in a):  # a conformer
+        a, b = ({k: v for k, v in x.items() if UNUSED not in k} for x in (a, b))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -106,7 +120,7 @@ def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     same(dict(load(ours).backbone.state_dict()), dict(bundle.backbone.state_dict()))
 
 
-@pytest.mark.parametrize("name", ["hubert-layer", "wavlm-group", "data2vec"])
+@pytest.mark.parametrize("name", ["hubert-layer", "wavlm-group", "data2vec", "conformer-rotary"])
 @torch.no_grad()
 def test_ctc_models_keep_their_family(name: str, tmp_path: Path):
     theirs = built(name, "ForCTC", vocab_size=5)
@@ -214,7 +228,7 @@ def wavlm(conv_norm: str, norm: str, bias: bool) -> BackboneConfig:
     return preset(
         "tiny", normalize=conv_norm == "layer", conv_dims=(16,) * 7, conv_norm=conv_norm, norm=norm,
         conv_bias=bias, dim=32, layers=3, ffn=48, pos_kernel=8, pos_groups=4,
-        attention_bias="gated_relative", rel_buckets=16, rel_max_distance=20,
+        attention_positions="gated_relative", rel_buckets=16, rel_max_distance=20,
     )  # fmt: skip
 
 
@@ -243,7 +257,7 @@ def test_fairseq_files_of_the_other_families(kind: str, tmp_path: Path):
     model = as_model(found, "x.pt")
     same(dict(model.state_dict()), dict(ours.state_dict()))
     # All that the network depends on; rates of dropout are not read from such files.
-    for key in ("norm", "heads", "pos_conv", "pos_depth", "pos_kernel", "attention_bias"):
+    for key in ("norm", "heads", "pos_conv", "pos_depth", "pos_kernel", "attention_positions"):
         assert getattr(found.cfg, key) == getattr(cfg, key)
     assert (found.cfg.rel_buckets, found.cfg.rel_max_distance) == (
         cfg.rel_buckets, cfg.rel_max_distance,
@@ -265,13 +279,15 @@ def test_settings_that_contradict_each_other():
     with pytest.raises(ConfigError, match="pos_depth"):
         preset("tiny", pos_depth=3)
     with pytest.raises(ConfigError, match="rel_buckets"):
-        preset("tiny", attention_bias="gated_relative", rel_buckets=10)
-    with pytest.raises(ConfigError, match="has no use for attention_bias"):
-        preset("wav2vec", attention_bias="gated_relative")
+        preset("tiny", attention_positions="gated_relative", rel_buckets=10)
+    with pytest.raises(ConfigError, match="has no use for attention_positions"):
+        preset("wav2vec", attention_positions="gated_relative")
 
 
 def test_a_network_that_nobody_else_has_stays_ours(tmp_path: Path, capsys):
-    cfg = preset("tiny", layers=1, attention_bias="gated_relative", pos_conv="stack", pos_depth=2)
+    cfg = preset(
+        "tiny", layers=1, attention_positions="gated_relative", pos_conv="stack", pos_depth=2
+    )
     assert family(cfg) is None
     save_bundle(tmp_path / "m", Backbone(cfg), card={})
     assert load(tmp_path / "m").backbone.cfg == cfg
@@ -285,7 +301,7 @@ def test_a_network_that_nobody_else_has_stays_ours(tmp_path: Path, capsys):
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_published_sizes(name: str, tmp_path: Path, capsys):
     stem, about = FAMILIES[name]
-    small = ("num_buckets", "max_bucket_distance", *STACK)
+    small = ("num_buckets", "max_bucket_distance", "conv_depthwise_kernel_size", *STACK)
     about = {k: v for k, v in about.items() if k not in small}
     torch.manual_seed(1)
     theirs = getattr(transformers, f"{stem}Model")(getattr(transformers, f"{stem}Config")(**about))

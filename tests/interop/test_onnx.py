@@ -29,7 +29,7 @@ CLASSES = ("<pad>", "|", "A", "B", "'")
 KINDS = {
     "layer": CONVS,
     "group": CONVS | {"conv_norm": "group", "norm": "post", "pos_conv": "batch_norm"},
-    "wavlm": CONVS | {"attention_bias": "gated_relative", "rel_buckets": 16},
+    "wavlm": CONVS | {"attention_positions": "gated_relative", "rel_buckets": 16},
     "stack": CONVS
     | {"projection_norm": False, "pos_conv": "stack", "pos_depth": 3, "pos_kernel": 5},
     "filterbank": {"preset": "filterbank-tiny", "conv_dims": (16, 24, 24)},

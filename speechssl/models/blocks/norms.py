@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -71,3 +72,16 @@ class MaskedGroupNorm(nn.Module):
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         return f"{self.num_groups}, {self.channels}, eps={self.eps}"
+
+
+class StoredBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation by its stored statistics, in training as in evaluation.
+
+    Statistics of a batch would make a result depend on padding and on the other utterances.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input (B, D, T) -> (B, D, T)."""
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from speechssl.models.blocks.norms import StoredBatchNorm
 from speechssl.models.presets import BackboneConfig
 
 
@@ -68,21 +69,10 @@ class _PlainConv(nn.Module):
         return F.gelu(F.layer_norm(y, y.shape[-1:]))
 
 
-class StoredBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation by its stored statistics, in training as in evaluation.
-
-    Statistics of a batch would make a result depend on padding and on the other utterances.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Input (B, D, T) -> (B, D, T)."""
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
-
-
-def build_position(cfg: BackboneConfig) -> ConvPosition | ConvStackPosition:
-    """The kind that `cfg.pos_conv` names."""
+def build_position(cfg: BackboneConfig) -> ConvPosition | ConvStackPosition | None:
+    """The kind that `cfg.pos_conv` names; None for `none`."""
+    if cfg.pos_conv == "none":
+        return None
     if cfg.pos_conv == "stack":
         return ConvStackPosition(cfg.dim, cfg.pos_kernel, cfg.pos_groups, cfg.pos_depth)
     batch_norm = cfg.pos_conv == "batch_norm"

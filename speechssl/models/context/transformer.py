@@ -1,31 +1,20 @@
-"""The transformer context network of the wav2vec 2.0 family."""
+"""The context network of the wav2vec 2.0 family: positions and blocks of attention."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechssl.models.blocks.attention import GatedRelativeAttention, SelfAttention
+from speechssl.models.blocks.attention import build_attention
+from speechssl.models.blocks.feed_forward import FeedForward
 from speechssl.models.blocks.position import build_position
+from speechssl.models.context.conformer import ConformerBlock
 from speechssl.models.presets import BackboneConfig
 from speechssl.rng import generator
 from speechssl.types import Frames
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.intermediate_dense = nn.Linear(dim, hidden)
-        self.output_dense = nn.Linear(hidden, dim)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """X (B, T, D) -> (B, T, D)."""
-        x = F.gelu(self.intermediate_dense(x))
-        return self.output_dense(F.dropout(x, self.dropout, self.training))
 
 
 class Block(nn.Module):
@@ -37,33 +26,21 @@ class Block(nn.Module):
         self.dropout = cfg.dropout
         self.attention = build_attention(cfg, index)
         self.layer_norm = nn.LayerNorm(cfg.dim)
-        self.feed_forward = FeedForward(cfg.dim, cfg.ffn, cfg.activation_dropout)
+        self.feed_forward = FeedForward(cfg)
         self.final_layer_norm = nn.LayerNorm(cfg.dim)
 
-    def forward(self, x: Tensor, attend: Tensor | None, bias: Tensor | None = None) -> Tensor:
-        """X (B, T, D) -> (B, T, D); `attend` and `bias` are for the attention."""
+    def forward(
+        self, x: Tensor, pad: Tensor | None, attend: Tensor | None, positions: Any
+    ) -> Tensor:
+        """X (B, T, D) -> (B, T, D); `attend` and `positions` are for the attention."""
         if self.pre:
-            x = x + self._drop(self.attention(self.layer_norm(x), attend, bias))
+            x = x + self._drop(self.attention(self.layer_norm(x), attend, positions))
             return x + self._drop(self.feed_forward(self.final_layer_norm(x)))
-        x = self.layer_norm(x + self._drop(self.attention(x, attend, bias)))
+        x = self.layer_norm(x + self._drop(self.attention(x, attend, positions)))
         return self.final_layer_norm(x + self._drop(self.feed_forward(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
-
-
-def build_attention(cfg: BackboneConfig, index: int) -> SelfAttention:
-    """The attention of block `index`."""
-    if cfg.attention_bias == "none":
-        return SelfAttention(cfg.dim, cfg.heads, cfg.attention_dropout)
-    return GatedRelativeAttention(
-        cfg.dim,
-        cfg.heads,
-        cfg.attention_dropout,
-        buckets=cfg.rel_buckets,
-        max_distance=cfg.rel_max_distance,
-        first=index == 0,
-    )
 
 
 class Transformer(nn.Module):
@@ -82,13 +59,15 @@ class Transformer(nn.Module):
         self.layerdrop = cfg.layerdrop
         self.pos_conv_embed = build_position(cfg)
         self.layer_norm = nn.LayerNorm(cfg.dim)
-        self.layers = nn.ModuleList(Block(cfg, i) for i in range(cfg.layers))
+        block = ConformerBlock if cfg.block == "conformer" else Block
+        self.layers = nn.ModuleList(block(cfg, i) for i in range(cfg.layers))
         self.num_layers = cfg.layers
         self.dropped: frozenset[int] = frozenset()
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def begin_step(self, seed: int, step: int) -> None:
         """Draw the blocks that update `step` skips."""
@@ -108,22 +87,20 @@ class Transformer(nn.Module):
         full = asked and not bool(pad.any())
         attend = None if full else ~pad[:, None, None, :]
         x = z.x if full else z.x.masked_fill(pad[:, :, None], 0.0)
-        x = x + self.pos_conv_embed(x, None if full else pad)
+        hidden = None if full else pad
+        if self.pos_conv_embed is not None:
+            x = x + self.pos_conv_embed(x, hidden)
         if not self.pre:
             x = self.layer_norm(x)
         x = F.dropout(x, self.dropout, self.training)
-        bias = self._position_bias(x.shape[1])
+        first: Any = self.layers[0] if len(self.layers) else None
+        positions = None if first is None else first.attention.positions_of(x.shape[1])
         states = []
         for index, block in enumerate(self.layers):
             states.append(x)
             if not (self.training and index in self.dropped):
-                x = block(x, attend, bias)
+                x = block(x, hidden, attend, positions)
         if not self.pre:
             return Frames(x, z.lens, (*states, x) if layers else ())
         y = self.layer_norm(x)
         return Frames(y, z.lens, (*states, y), x) if layers else Frames(y, z.lens)
-
-    def _position_bias(self, frames: int) -> Tensor | None:
-        """What the blocks gate, computed once for all of them; None without relative positions."""
-        first = self.layers[0].attention if len(self.layers) else None
-        return first.position_bias(frames) if isinstance(first, GatedRelativeAttention) else None

@@ -245,7 +245,7 @@ def _shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     }
     table = weights.get("encoder.layers.0.attention.rel_attn_embed.weight")
     if table is not None:
-        found |= {"attention_bias": "gated_relative", "rel_buckets": table.shape[0]}
+        found |= {"attention_positions": "gated_relative", "rel_buckets": table.shape[0]}
     return found
 
 

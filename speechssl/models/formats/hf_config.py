@@ -32,6 +32,7 @@ _SAME = {
     "layerdrop": "layerdrop",
     "input_dropout": "feat_proj_dropout",
     "feature_dropout": "feat_quantizer_dropout",
+    "activation": "hidden_act",
 }
 # Their defaults, for config files that leave keys out.
 _DEFAULTS: dict[str, Any] = {
@@ -52,6 +53,7 @@ _DEFAULTS: dict[str, Any] = {
     "layerdrop": 0.1,
     "feat_proj_dropout": 0.0,
     "feat_quantizer_dropout": 0.0,
+    "hidden_act": "gelu",
     "do_stable_layer_norm": False,
 }
 #: Their model types, the prefix of each one's tensors below a head, and of its classes.
@@ -60,6 +62,7 @@ FAMILIES = {
     "hubert": ("hubert.", "Hubert"),
     "wavlm": ("wavlm.", "WavLM"),
     "data2vec-audio": ("data2vec_audio.", "Data2VecAudio"),
+    "wav2vec2-conformer": ("wav2vec2_conformer.", "Wav2Vec2Conformer"),
 }
 #: Keys of one family, as in `_SAME`.
 _SAME_IN = {
@@ -69,16 +72,21 @@ _SAME_IN = {
         "pos_depth": "num_conv_pos_embeddings",
         "pos_kernel": "conv_pos_kernel_size",
     },
+    "wav2vec2-conformer": {
+        "block_kernel": "conv_depthwise_kernel_size",
+        "block_dropout": "conformer_conv_dropout",
+    },
 }
 _DEFAULTS_IN: dict[str, dict[str, Any]] = {
     "hubert": {"feat_proj_layer_norm": True},
     "wavlm": {"num_buckets": 320, "max_bucket_distance": 800},
     "data2vec-audio": {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
+    "wav2vec2-conformer": {"conv_depthwise_kernel_size": 31, "conformer_conv_dropout": 0.1},
 }
 # Parts of their models that ours do not have: key -> the only value we can read.
 _FIXED = {
-    "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
+    "rotary_embedding_base": 10000,
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
     "adapter_attn_dim": None,
@@ -104,7 +112,13 @@ def family(cfg: BackboneConfig) -> str | None:
     """
     if cfg.context != "transformer" or cfg.conv_norm == "global" or cfg.conv_first != "conv":
         return None
-    gated = cfg.attention_bias == "gated_relative"
+    if cfg.block == "conformer":
+        own = (cfg.block_norm, cfg.pos_conv, cfg.projection_norm) == ("batch", "none", True)
+        gated = cfg.attention_positions == "gated_relative"
+        return "wav2vec2-conformer" if own and not gated else None
+    if cfg.attention_positions in ("rotary", "relative") or cfg.pos_conv == "none":
+        return None
+    gated = cfg.attention_positions == "gated_relative"
     if cfg.pos_conv == "stack":
         plain = not gated and cfg.projection_norm
         return (
@@ -140,7 +154,7 @@ def architecture(
         and not (weighted and cfg.norm == "pre")
     ):
         return f"{stem}ForSequenceClassification"
-    if objective == "wav2vec2" and kind == "wav2vec2":
+    if objective == "wav2vec2" and kind in ("wav2vec2", "wav2vec2-conformer"):
         return f"{stem}ForPreTraining"
     if objective == "ctc" and settings.get("layers", "last") == "last":
         return f"{stem}ForCTC"
@@ -179,6 +193,9 @@ def to_hf(
         config[theirs] = list(value) if isinstance(value, tuple) else value
     if kind == "hubert":
         config["conv_pos_batch_norm"] = cfg.pos_conv == "batch_norm"
+    if kind == "wav2vec2-conformer":
+        positions = cfg.attention_positions
+        config["position_embeddings_type"] = None if positions == "none" else positions
     if objective == "wav2vec2":
         config |= _pretraining(settings)
     if config["architectures"][0].endswith("ForSequenceClassification"):
@@ -272,7 +289,22 @@ def from_hf(
     if kind == "data2vec-audio":  # has no keys for what is the same in all of them
         values |= {"conv_norm": "layer", "norm": "post", "pos_conv": "stack"}
     if kind == "wavlm":
-        values["attention_bias"] = "gated_relative"
+        values["attention_positions"] = "gated_relative"
+    if values["activation"] == "silu":
+        values["activation"] = "swish"
+    if values["activation"] not in ("gelu", "swish"):
+        raise CheckpointError(
+            f"{where}: hidden_act is {values['activation']!r}, expected 'gelu' or 'swish'"
+        )
+    if kind == "wav2vec2-conformer":
+        positions = config.get("position_embeddings_type", "relative") or "none"
+        if positions not in ("none", "relative", "rotary"):
+            raise CheckpointError(
+                f"{where}: position_embeddings_type is {positions!r}, expected 'relative', "
+                "'rotary' or null"
+            )
+        values |= {"block": "conformer", "block_norm": "batch", "norm": "pre", "pos_conv": "none"}
+        values["attention_positions"] = positions
     if kind == "hubert" and config.get("conv_pos_batch_norm", False):
         values["pos_conv"] = "batch_norm"
     values["rate_hz"] = int(preprocessor.get("sampling_rate", 16000))

@@ -13,6 +13,7 @@ from torch import Tensor
 from speechssl.errors import CheckpointError
 from speechssl.models.folder import read_json, read_weights
 from speechssl.models.formats import hf_config
+from speechssl.models.formats.hf_names import within
 from speechssl.models.formats.stored import Stored
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.weights import some
@@ -48,10 +49,14 @@ def read_hf_folder(folder: Path, config: Mapping[str, Any]) -> Stored:
     wrapped = any(name.startswith(prefix) for name in tensors)
     backbone: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
-    strange = []
+    strange, unused = [], []
     for name, value in tensors.items():
         if not wrapped or name.startswith(prefix):
-            backbone[_new_norm(name.removeprefix(prefix))] = value
+            own = within(_new_norm(name.removeprefix(prefix)), kind)
+            if own is None:
+                unused.append(name)
+            else:
+                backbone[own] = value
         elif name.startswith(_HEADS):
             head[name] = value
         else:
@@ -60,7 +65,7 @@ def read_hf_folder(folder: Path, config: Mapping[str, Any]) -> Stored:
         raise CheckpointError(
             f"{folder}: {len(strange)} tensors belong to no head that is known: {some(strange)}"
         )
-    told = []
+    told = [f"left out, for their own class never uses it: {some(unused)}"] if unused else []
     if "masked_spec_embed" not in backbone:
         # It exists only where their masking options ask for it.
         backbone["masked_spec_embed"] = drawn_mask_vector(cfg.dim)
@@ -85,7 +90,7 @@ def read_hf_folder(folder: Path, config: Mapping[str, Any]) -> Stored:
         objective=name,
         settings=settings,
         classes=classes,
-        dropped=() if name else tuple(head),
+        dropped=(*unused, *(() if name else head)),
         told=tuple(told),
     )
 

@@ -119,6 +119,29 @@ def wav2vec2_network(**sizes: Any) -> Wav2Vec2Model:
     return (wavlm_model if "encoder_num_buckets" in sizes else wav2vec2_model)(**sizes)
 
 
+def pretrained_network(name: str) -> tuple[Wav2Vec2Model, bool, tuple[str, ...]]:
+    """A bundle of torchaudio.pipelines by its name, downloaded or from torch.hub's cache.
+
+    Returns the network, whether it wants a normalised waveform, and the classes of a CTC head with
+    the blank first as `<pad>`. Raises KeyError for a name that is no such bundle, OSError where it
+    can be neither found nor downloaded.
+    """
+    from torchaudio import pipelines
+    from torchaudio.pipelines import Wav2Vec2ASRBundle, Wav2Vec2Bundle
+
+    bundle = getattr(pipelines, name, None)
+    if not isinstance(bundle, Wav2Vec2Bundle):
+        known = [n for n in dir(pipelines) if isinstance(getattr(pipelines, n), Wav2Vec2Bundle)]
+        raise KeyError(", ".join(known))
+    network: Any = bundle.get_model()
+    labels: tuple[str, ...] = ()
+    if isinstance(bundle, Wav2Vec2ASRBundle):
+        labels = tuple(bundle.get_labels(blank="<pad>"))
+    # One that normalises is wrapped.
+    normalised = bool(getattr(network, "normalize_waveform", False))
+    return getattr(network, "model", network), normalised, labels
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """KenLM draws a bar of its own with every file it loads; what goes wrong it raises."""

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         "other toolkit's implementation and the differences are told; the exit code is 1, and "
         "nothing is written, when they are more than rounding.",
     )
-    p.add_argument("source", help="model folder, hub id or checkpoint file")
+    p.add_argument("source", help="model folder, hub id, checkpoint file or torchaudio:NAME")
     p.add_argument("out", help="folder (speechssl, hf) or file (fairseq, torchaudio) to write")
     p.add_argument(
         "--to",

@@ -24,6 +24,7 @@ VERBS = {
     "predict": "transcripts or speakers of audio files",
     "convert": "models from and to Hugging Face, fairseq and torchaudio, with a numeric check",
     "export": "a model as an ONNX graph, checked against PyTorch, int8 by choice",
+    "push": "a model folder onto the Hugging Face hub",
     "show": "a configuration, model, run, checkpoint or manifest in words",
     "report": "learning curves of runs as a picture",
 }

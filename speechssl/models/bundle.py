@@ -23,7 +23,7 @@ from speechssl.models.backbone import Backbone, build_backbone
 from speechssl.models.card import model_card
 from speechssl.models.folder import OLD_WEIGHTS, WEIGHTS, read_json, read_weights, write_folder
 from speechssl.models.formats import hf_config
-from speechssl.models.formats.foreign import read_foreign
+from speechssl.models.formats.foreign import read_bundle, read_foreign
 from speechssl.models.formats.hf_folder import hf_backbone, read_hf_folder
 from speechssl.models.formats.hf_names import from_file, to_file
 from speechssl.models.formats.stored import Stored, as_model, objective_class
@@ -38,6 +38,7 @@ FORMAT = 1
 _BACKBONE = "backbone."  # of our module tree; in the file it is that of a family
 #: How files of other toolkits are called.
 _FILES = (".pt", ".pth", ".bin", ".ckpt")
+_BUNDLES = "torchaudio:"  # before a name in torchaudio.pipelines
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,13 @@ def load_bundle(
     Raises CheckpointError when a file is missing or damaged, when names or shapes are not exactly
     the model's, when a weight is not finite, or when a newer version wrote the folder.
     """
+    stored = read_bundle(str(path)[len(_BUNDLES) :]) if str(path).startswith(_BUNDLES) else None
     path = Path(path)
-    stored = read_other(path)
+    stored = stored or read_other(path)
     if stored is not None:
         model = as_model(stored, str(path))
-        config = hf_config.to_hf(stored.cfg) if path.is_file() else read_json(path, "config.json")
+        inside = path / "config.json"
+        config = read_json(path, inside.name) if inside.is_file() else hf_config.to_hf(stored.cfg)
         classes, kind, told = stored.classes, stored.kind, stored.told
     else:
         config = read_json(path, "config.json")
@@ -160,16 +163,21 @@ def load(
     *,
     revision: str | None = None,
     plugins: bool = False,
+    offline: bool = False,
 ) -> Bundle:
     """A model from a folder or a fairseq or torchaudio file, or the hub's `organisation/name`.
 
-    `revision` is a branch, tag or commit on the hub. `plugins` as in `load_bundle`.
+    `torchaudio:NAME` is a bundle of torchaudio.pipelines. `revision` is a branch, tag or commit on
+    the hub; `offline` (or HF_HUB_OFFLINE=1) takes what is in the local cache and asks nobody.
+    `plugins` as in `load_bundle`.
     Raises CheckpointError when there is neither, or when the folder is not one we can read.
     """
-    return load_bundle(locate(path_or_id, revision), device, plugins=plugins)
+    if str(path_or_id).startswith(_BUNDLES):
+        return load_bundle(path_or_id, device)
+    return load_bundle(locate(path_or_id, revision, offline), device, plugins=plugins)
 
 
-def locate(path_or_id: str | Path, revision: str | None = None) -> Path:
+def locate(path_or_id: str | Path, revision: str | None = None, offline: bool = False) -> Path:
     """The folder or file of a model, fetched from the hub where `path_or_id` is not local.
 
     Raises CheckpointError when there is neither.
@@ -184,7 +192,7 @@ def locate(path_or_id: str | Path, revision: str | None = None) -> Path:
             f"model '{text}' {kind}; expected a model folder (training writes model/), a fairseq "
             f"or torchaudio checkpoint ({', '.join(_FILES)}) or a hub id 'organisation/name'"
         )
-    return _download(text, revision)
+    return _download(text, revision, offline)
 
 
 def backbone_config(path: Path) -> BackboneConfig:
@@ -264,23 +272,25 @@ def _own_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     return from_file(read_weights(folder), kind if kind in hf_config.FAMILIES else "wav2vec2")
 
 
-def _download(model_id: str, revision: str | None) -> Path:
+def _download(model_id: str, revision: str | None, offline: bool) -> Path:
     """The folder of a hub model, from the local cache where it is up to date."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "model*.safetensors", "README.md"]
+    asked: dict[str, Any] = {"revision": revision, "local_files_only": offline}
     try:
-        folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(model_id, **asked, allow_patterns=wanted))
         if not any(folder.glob("model*.safetensors")):
             wanted.append(OLD_WEIGHTS)
-            folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
+            folder = Path(snapshot_download(model_id, **asked, allow_patterns=wanted))
         return folder
     except Exception as error:  # http clients have many error types and no common base
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"cannot fetch model '{model_id}' from the Hugging Face hub: "
             f"{reason[0] if reason else type(error).__name__}; "
-            "check id, revision and network, or give a local folder"
+            "check id, revision and network, or give a local folder (offline, only what was "
+            "fetched before is there)"
         ) from error
 
 

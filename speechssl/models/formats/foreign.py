@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from speechssl.audio.backend import pretrained_network
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.models.formats.hf_folder import drawn_mask_vector
 from speechssl.models.formats.keymap import layout_of, to_ours
 from speechssl.models.formats.stored import Stored
+from speechssl.models.formats.wav2vec_v1 import is_wav2vec_v1, read_wav2vec_v1
 from speechssl.models.presets import BackboneConfig
 from speechssl.models.weights import some
 from speechssl.unpickle import Inert, safe_load
@@ -47,6 +50,8 @@ def read_foreign(
         tensors = {k: v for k, v in tensors.items() if k != "_ema"}  # data2vec's teacher
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path}: holds no table of tensors; expected a state dict")
+    if is_wav2vec_v1(tensors):
+        return read_wav2vec_v1(tensors, settings, str(path))
     layout = layout_of(tensors)
     if layout is None:
         raise CheckpointError(
@@ -89,6 +94,47 @@ def read_foreign(
         objective=name,
         settings=found,
         classes=classes,
+        dropped=tuple(dropped),
+        told=tuple(told),
+    )
+
+
+def read_bundle(name: str) -> Stored:
+    """A pre-trained model of torchaudio.pipelines, such as WAV2VEC2_BASE.
+
+    Raises CheckpointError where there is none of that name or it cannot be downloaded.
+    """
+    where = f"torchaudio:{name}"
+    try:
+        network, normalised, labels = pretrained_network(name)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where}: torchaudio has no such bundle; expected one of {error.args[0]}"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{where}: cannot be downloaded: {error}; check the network, or copy the file into the "
+            "cache of torch.hub (TORCH_HOME)"
+        ) from error
+    backbone, head, dropped = to_ours(network.state_dict(), "torchaudio", where)
+    block: Any = network.encoder.transformer
+    # What the tensors do not tell, the modules do.
+    heads = int(block.layers[0].attention.num_heads)
+    norm = "post" if block.layer_norm_first else "pre"  # the flag is inverted inside
+    cfg = _torchaudio_config(backbone, heads, norm, where, [])
+    backbone["masked_spec_embed"] = drawn_mask_vector(cfg.dim)
+    told = ["the mask vector is drawn at random: the model has none"]
+    known = "lm_head.weight" in head and len(labels) == len(head["lm_head.weight"])
+    if head and not known:
+        told.append(f"head left out: {some(head)}: its classes are not known")
+        dropped, head = [*dropped, *head], {}
+    return Stored(
+        kind="torchaudio",
+        cfg=replace(cfg, normalize=normalised),
+        backbone=backbone,
+        head=head,
+        objective="ctc" if head else None,
+        classes=labels if head else (),
         dropped=tuple(dropped),
         told=tuple(told),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,7 +64,11 @@ class ConformerBlock(nn.Module):
         self.final_layer_norm = nn.LayerNorm(cfg.dim)
 
     def forward(
-        self, x: Tensor, pad: Tensor | None, attend: Tensor | None, positions: Any
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """X (B, T, D), pad (B, T) bool or None -> (B, T, D); the rest is for the attention."""
         x = x + 0.5 * self._drop(self.ffn1(self.ffn1_layer_norm(x)), self.dropout)

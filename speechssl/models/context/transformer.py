@@ -30,7 +30,11 @@ class Block(nn.Module):
         self.final_layer_norm = nn.LayerNorm(cfg.dim)
 
     def forward(
-        self, x: Tensor, pad: Tensor | None, attend: Tensor | None, positions: Any
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """X (B, T, D) -> (B, T, D); `attend` and `positions` are for the attention."""
         if self.pre:

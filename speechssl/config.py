@@ -314,8 +314,10 @@ def input_hashes(config: Config) -> dict[str, Any]:
         from speechssl.models.folder import weight_files
 
         path = locate(config.init.from_)
-        files = [path] if path.is_file() else weight_files(path)
-        found["init.from"] = " ".join(sha256(file) for file in files)
+        if path.is_dir():
+            found["init.from"] = " ".join(sha256(file) for file in weight_files(path))
+        else:
+            found["init.from"] = sha256(path) if path.is_file() else str(path)
     return found
 
 

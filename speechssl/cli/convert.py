@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         if args.heads is not None or args.norm is not None:
             raise ConfigError("--heads and --norm are for torchaudio files; a folder tells them")
         bundle = load(args.source)
-        model, kind, told = bundle.objective or bundle.backbone, bundle.kind, list(bundle.told)
+        model, kind, told = bundle.objective or bundle.backbone, bundle.kind, []  # told by load
     family = (
         kind if args.to == "hf" and kind not in ("speechssl", "fairseq", "torchaudio") else None
     )

@@ -74,6 +74,10 @@ def folder_facts(what: Path) -> tuple[dict[str, Any], Config | None]:
             f"'{what}' does not exist; expected a configuration, model, run, checkpoint, manifest "
             "or sound file"
         )
+    from speechssl.models.bundle import FILES
+
+    if what.suffix in FILES and what.is_file():
+        return {"model": str(what)} | foreign_facts(what), None
     if (what / "config.json").is_file():
         return {"model": str(what)} | model_facts(what), None
     if (what / "config.yaml").is_file():
@@ -82,8 +86,9 @@ def folder_facts(what: Path) -> tuple[dict[str, Any], Config | None]:
     if (what / "MANIFEST.json").is_file():
         return {"checkpoint": str(what)} | checkpoint_facts(what), None
     raise ConfigError(
-        f"'{what}' is nothing that show knows: expected a .yaml, .jsonl or sound file, or a "
-        "folder with config.json (model), config.yaml (run) or MANIFEST.json (checkpoint) in it"
+        f"'{what}' is nothing that show knows: expected a .yaml, .jsonl, sound or checkpoint "
+        f"file ({', '.join(FILES)}), or a folder with config.json (model), config.yaml (run) or "
+        "MANIFEST.json (checkpoint) in it"
     )
 
 
@@ -159,6 +164,21 @@ def objective_size(config: Config) -> int:
     with torch.device("meta"):
         objective = cls(build_backbone(config.backbone), config.objective.cfg, classes)
     return sum(p.numel() for p in objective.parameters())
+
+
+def foreign_facts(file: Path) -> dict[str, Any]:
+    """What a checkpoint file of fairseq or torchaudio holds."""
+    from speechssl.models.formats.foreign import read_foreign
+
+    stored = read_foreign(file)
+    facts = backbone_facts(stored.cfg)
+    facts["objective"] = stored.objective or "none"
+    facts["written_by"] = stored.kind
+    if stored.dropped:
+        facts["left_out"] = ", ".join(stored.dropped)
+    for line in stored.told:
+        facts.setdefault("told", []).append(line)
+    return facts
 
 
 def model_facts(folder: Path) -> dict[str, Any]:

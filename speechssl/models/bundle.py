@@ -8,6 +8,7 @@ their names), `preprocessor_config.json`, the vocabulary of a CTC model, and a `
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,11 +35,12 @@ from speechssl.models.weights import check_weights, load_weights
 if TYPE_CHECKING:
     from speechssl.objectives.base import Objective
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 _BACKBONE = "backbone."  # of our module tree; in the file it is that of a family
 #: How files of other toolkits are called.
-_FILES = (".pt", ".pth", ".bin", ".ckpt")
-_BUNDLES = "torchaudio:"  # before a name in torchaudio.pipelines
+FILES = (".pt", ".pth", ".bin", ".ckpt")
+BUNDLES = "torchaudio:"  # before a name in torchaudio.pipelines
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,8 @@ def load_bundle(
     Raises CheckpointError when a file is missing or damaged, when names or shapes are not exactly
     the model's, when a weight is not finite, or when a newer version wrote the folder.
     """
-    stored = read_bundle(str(path)[len(_BUNDLES) :]) if str(path).startswith(_BUNDLES) else None
     path = Path(path)
-    stored = stored or read_other(path)
+    stored = read_other(path)
     if stored is not None:
         model = as_model(stored, str(path))
         inside = path / "config.json"
@@ -143,6 +144,8 @@ def load_bundle(
         model, classes = _ours(config["speechssl"], str(path / "config.json"), plugins)
         load_weights(model, _own_tensors(path, config), str(path / WEIGHTS))
         kind, told = "speechssl", ()
+    for line in told:
+        log.info("%s: %s", path, line)
     model = model.to(device).eval()
     if isinstance(model, Backbone):
         return Bundle(model, None, config, classes, path, kind, told)
@@ -151,6 +154,8 @@ def load_bundle(
 
 def read_other(path: Path) -> Stored | None:
     """What another toolkit's model holds; None where `path` is a folder of ours."""
+    if str(path).startswith(BUNDLES):
+        return read_bundle(str(path)[len(BUNDLES) :])
     if path.is_file():
         return read_foreign(path)
     config = read_json(path, "config.json")
@@ -172,25 +177,27 @@ def load(
     `plugins` as in `load_bundle`.
     Raises CheckpointError when there is neither, or when the folder is not one we can read.
     """
-    if str(path_or_id).startswith(_BUNDLES):
-        return load_bundle(path_or_id, device)
     return load_bundle(locate(path_or_id, revision, offline), device, plugins=plugins)
 
 
 def locate(path_or_id: str | Path, revision: str | None = None, offline: bool = False) -> Path:
     """The folder or file of a model, fetched from the hub where `path_or_id` is not local.
 
+    The name of a torchaudio bundle stays what it is.
+
     Raises CheckpointError when there is neither.
     """
     path = Path(path_or_id)
-    if path.is_dir() or (path.is_file() and path.suffix in _FILES):
+    if str(path).startswith(BUNDLES):
+        return path
+    if path.is_dir() or (path.is_file() and path.suffix in FILES):
         return path
     text = str(path_or_id)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
         kind = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
             f"model '{text}' {kind}; expected a model folder (training writes model/), a fairseq "
-            f"or torchaudio checkpoint ({', '.join(_FILES)}) or a hub id 'organisation/name'"
+            f"or torchaudio checkpoint ({', '.join(FILES)}) or a hub id 'organisation/name'"
         )
     return _download(text, revision, offline)
 
@@ -200,8 +207,10 @@ def backbone_config(path: Path) -> BackboneConfig:
 
     Raises CheckpointError when it cannot be read.
     """
-    if path.is_file():
-        return read_foreign(path).cfg
+    if path.is_file() or str(path).startswith(BUNDLES):
+        stored = read_other(path)
+        assert stored is not None
+        return stored.cfg
     config = read_json(path, "config.json")
     where = str(path / "config.json")
     stored = config.get("speechssl")

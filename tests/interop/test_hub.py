@@ -13,8 +13,9 @@ from speechssl.cli.main import main
 from speechssl.downstream.ctc import CTC
 from speechssl.errors import CheckpointError
 from speechssl.models.backbone import Backbone
-from speechssl.models.bundle import load, save_bundle
+from speechssl.models.bundle import backbone_config, load, locate, save_bundle
 from speechssl.models.presets import preset
+from speechssl.models.start import start_from
 from tests.interop.shaken import shaken
 
 pytestmark = pytest.mark.interop
@@ -108,6 +109,9 @@ def test_bundles_of_torchaudio(name: str, monkeypatch, tmp_path: Path, capsys):
     torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
     assert main(["convert", f"torchaudio:{name}", str(tmp_path / "ours")]) == 0
     assert "equal up to rounding" in capsys.readouterr().out
+    fresh = Backbone(backbone_config(locate(f"torchaudio:{name}")))
+    start_from(CTC(fresh, CTC.Config(), ("<pad>", "|", "A")), f"torchaudio:{name}")
+    torch.testing.assert_close(fresh.state_dict(), found.backbone.state_dict(), rtol=0, atol=0)
 
 
 def test_bundles_that_are_not_there(monkeypatch):

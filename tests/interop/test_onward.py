@@ -146,6 +146,8 @@ def made_elsewhere(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", ["hf", "bin", "fairseq"])
 def test_pretraining_goes_on_here(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     start = made_elsewhere(kind, tmp_path)
+    assert main(["show", str(start)]) == 0
+    assert "320 samples, 20 ms" in capsys.readouterr().out
     rng = np.random.default_rng(1)
     for i in range(4):
         sf.write(tmp_path / f"u{i}.wav", rng.normal(0, 0.1, 16000), 16000)
@@ -160,6 +162,7 @@ def test_pretraining_goes_on_here(kind: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["train", *words]) == 0
     told = capsys.readouterr().out
     assert "head from the same model" in told
+    assert (tmp_path / "run" / "config.yaml").is_file()
     before, after = load(start).backbone, load(tmp_path / "run" / "model").backbone
     name = "encoder.layers.0.feed_forward.output_dense.weight"
     moved = (before.state_dict()[name] - after.state_dict()[name]).abs().max()

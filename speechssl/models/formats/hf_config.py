@@ -86,7 +86,6 @@ _DEFAULTS_IN: dict[str, dict[str, Any]] = {
 # Parts of their models that ours do not have: key -> the only value we can read.
 _FIXED = {
     "feat_extract_activation": "gelu",
-    "rotary_embedding_base": 10000,
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
     "adapter_attn_dim": None,
@@ -112,23 +111,18 @@ def family(cfg: BackboneConfig) -> str | None:
     """
     if cfg.context != "transformer" or cfg.conv_norm == "global" or cfg.conv_first != "conv":
         return None
+    positions, conv = cfg.attention_positions, cfg.pos_conv
     if cfg.block == "conformer":
-        own = (cfg.block_norm, cfg.pos_conv, cfg.projection_norm) == ("batch", "none", True)
-        gated = cfg.attention_positions == "gated_relative"
-        return "wav2vec2-conformer" if own and not gated else None
-    if cfg.attention_positions in ("rotary", "relative") or cfg.pos_conv == "none":
+        published = positions != "gated_relative" and conv == "none" and cfg.block_norm == "batch"
+        return "wav2vec2-conformer" if published and cfg.projection_norm else None
+    if positions == "gated_relative":
+        return "wavlm" if conv == "weight_norm" and cfg.projection_norm else None
+    if positions != "none" or conv == "none":
         return None
-    gated = cfg.attention_positions == "gated_relative"
-    if cfg.pos_conv == "stack":
-        plain = not gated and cfg.projection_norm
-        return (
-            "data2vec-audio" if plain and (cfg.conv_norm, cfg.norm) == ("layer", "post") else None
-        )
-    if gated:
-        return "wavlm" if cfg.projection_norm and cfg.pos_conv == "weight_norm" else None
-    if not cfg.projection_norm or cfg.pos_conv == "batch_norm":
-        return "hubert"
-    return "wav2vec2"
+    if conv == "stack":
+        norms = (cfg.conv_norm, cfg.norm, cfg.projection_norm)
+        return "data2vec-audio" if norms == ("layer", "post", True) else None
+    return "wav2vec2" if conv == "weight_norm" and cfg.projection_norm else "hubert"
 
 
 def computes(cfg: BackboneConfig, other: str) -> bool:
@@ -272,7 +266,7 @@ def from_hf(
             f"{where}: found a model of type '{kind}'; expected a speechssl folder or type "
             f"{', '.join(map(repr, FAMILIES))}"
         )
-    for key, only in _FIXED.items():
+    for key, only in (_FIXED | {"rotary_embedding_base": 10000}).items():
         if (got := config.get(key, only)) != only:
             raise CheckpointError(f"{where}: {key} is {got!r}, expected {only!r}; not supported")
     if config.get("feat_extract_norm", "group") not in ("group", "layer"):

@@ -108,6 +108,17 @@ class BackboneConfig:
                 f"{self.rel_max_distance}; expected a multiple of 4 and a distance above a quarter "
                 "of it"
             )
+        without = (
+            [] if self.block == "conformer" else ["block_kernel", "block_norm", "block_dropout"]
+        )
+        if self.attention_positions != "gated_relative":
+            without += ["rel_buckets", "rel_max_distance"]
+        if ignored := [k for k in without if getattr(self, k) != getattr(type(self), k)]:
+            raise ConfigError(
+                f"backbone: {', '.join(ignored)} would do nothing with block '{self.block}' and "
+                f"attention_positions '{self.attention_positions}' (block_* are for 'conformer', "
+                "rel_* for 'gated_relative'); leave them out"
+            )
         if self.block == "conformer" and (self.norm != "pre" or self.block_kernel % 2 == 0):
             raise ConfigError(
                 f"backbone: block 'conformer' has a last norm and an odd kernel; got norm "

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.models.bundle import load, save_bundle
+from speechssl.models.formats.foreign import read_foreign
 from speechssl.models.start import start_from
 from speechssl.objectives.wav2vec import Wav2Vec
 from tests.interop.shaken import shaken
@@ -60,6 +61,8 @@ def test_what_cannot_be_computed_here_is_refused(tmp_path: Path):
         with pytest.raises(CheckpointError, match=key):
             load(tmp_path / "wav2vec.pt")
     theirs = saved(tmp_path)
+    with pytest.raises(ConfigError, match="leave them out"):
+        read_foreign(tmp_path / "wav2vec.pt", heads=2)
     state = theirs.state_dict() | {"vector_quantizer.vars": torch.zeros(1, 4, 2)}
     about = argparse.Namespace(**settings(CONVS, CONTEXT))
     torch.save({"model": state, "args": about}, tmp_path / "vq.pt")

@@ -36,7 +36,10 @@ class Block(nn.Module):
         attend: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """X (B, T, D) -> (B, T, D); `attend` and `positions` are for the attention."""
+        """X (B, T, D) -> (B, T, D); `attend` and `positions` are for the attention.
+
+        `pad` is for blocks that look at neighbours, as the conformer's do; this one does not.
+        """
         if self.pre:
             x = x + self._drop(self.attention(self.layer_norm(x), attend, positions))
             return x + self._drop(self.feed_forward(self.final_layer_norm(x)))

@@ -51,6 +51,8 @@ def read_foreign(
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path}: holds no table of tensors; expected a state dict")
     if is_wav2vec_v1(tensors):
+        if heads is not None or norm is not None:
+            raise ConfigError(f"{path}: wav2vec (v1) has no heads and no such norm; leave them out")
         return read_wav2vec_v1(tensors, settings, str(path))
     layout = layout_of(tensors)
     if layout is None:

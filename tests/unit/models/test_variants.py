@@ -88,6 +88,8 @@ def test_impossible_blocks_are_refused():
     for wrong in (
         {"block": "conformer", "norm": "post"},
         {"block": "conformer", "block_kernel": 4},
+        {"block_kernel": 7},
+        {"attention_positions": "rotary", "rel_buckets": 8},
         {"attention_positions": "rotary", "dim": 10, "heads": 2, "pos_groups": 2},
     ):
         with pytest.raises(ConfigError, match=r"block|rotary"):

@@ -31,7 +31,7 @@ class Utterance:
     start: int = 0
     text: str | None = None
     speaker: str | None = None
-    labels: str | None = None
+    labels: str | None = None  # FILE#ROW of a store of frame labels; see data/labels.py
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,6 +74,7 @@ class Batch:
     views: Tensor | None = None  # (B, 2, 2) int64, first frame and frames of two segments
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
+    labels: Tensor | None = None  # (B, T, P) int64, P for each frame; -100 on padding
     speakers: Tensor | None = None  # (B,) int64 class index
     skipped: tuple[tuple[str, str, str], ...] = ()  # (kind, where, message) of unusable audio
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechssl import lookup
+from speechssl.data.labels import label_facts
 from speechssl.data.manifest import read_manifest
 from speechssl.errors import DataError
 from speechssl.models.backbone import build_backbone
@@ -14,7 +15,6 @@ from speechssl.objectives.base import Objective
 
 if TYPE_CHECKING:
     from speechssl.config import Config
-    from speechssl.data.tokens import Characters
     from speechssl.types import Utterance
 
 
@@ -40,12 +40,14 @@ def read_manifests(paths: Sequence[str]) -> list[Utterance]:
 
 
 def class_names(cls: type[Objective], utterances: Sequence[Utterance]) -> tuple[str, ...]:
-    """What the head of `cls` tells apart: characters, speakers, or () for SSL objectives.
+    """What the head of `cls` tells apart: characters, speakers, clusters, or () without a head.
 
     Raises DataError when the manifest lacks the field they come from.
     """
     if cls.classes_from is None:
         return ()
+    if cls.classes_from == "labels":
+        return label_facts(utterances).names
     values = [value for u in utterances if (value := getattr(u, cls.classes_from))]
     if not values:
         raise DataError(
@@ -71,17 +73,30 @@ def rare_characters(utterances: Sequence[Utterance], fewer_than: int = 3) -> dic
     return {c: n for c, n in sorted(counts.items()) if n < fewer_than}
 
 
-def target_readers(
-    cls: type[Objective], classes: Sequence[str]
-) -> tuple[Characters | None, dict[str, int] | None]:
-    """What turns transcripts or speakers into targets: (tokenizer, speaker -> class index)."""
-    if cls.classes_from == "text":
+def target_readers(objective: Objective, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """What turns transcripts, speakers or frame labels into targets, as loaders take it.
+
+    Raises DataError where frame labels are missing or of another clustering than the model's.
+    """
+    if objective.classes_from == "text":
         from speechssl.data.tokens import Characters
 
-        return Characters(classes), None
-    if cls.classes_from == "speaker":
-        return None, {name: index for index, name in enumerate(classes)}
-    return None, None
+        return {"tokenizer": Characters(objective.classes)}
+    if objective.classes_from == "speaker":
+        return {"speaker_index": {name: i for i, name in enumerate(objective.classes)}}
+    if objective.classes_from == "labels":
+        from speechssl.data.labels import FrameLabels
+
+        geometry = objective.backbone.geometry
+        labels = FrameLabels(utterances, geometry, objective.labels_per_frame)
+        if labels.facts.names != objective.classes:
+            raise DataError(
+                f"the labels are of clustering {labels.facts.clustering}, the model has learnt "
+                f"those of {objective.classes[0].rpartition('/')[0]}; label the manifest with that "
+                "one: speechssl cluster MANIFEST.jsonl --out DIR --kmeans FOLDER"
+            )
+        return {"labels": labels}
+    return {}
 
 
 def make_objective(

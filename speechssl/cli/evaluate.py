@@ -191,16 +191,9 @@ def pretraining(
     cfg = DataConfig(
         max_sec=longest, min_sec=0.0, batch_sec=args.batch_sec, update_sec=args.batch_sec, workers=0
     )
-    tokenizer, speaker_index = target_readers(type(model), model.classes)
-    data = EvalData(
-        utterances,
-        bundle.backbone.geometry,
-        cfg,
-        model.plan_fn(),
-        tokenizer=tokenizer,
-        speaker_index=speaker_index,
-        skips=skips,
-    )
+    targets = target_readers(model, utterances)
+    geometry = bundle.backbone.geometry
+    data = EvalData(utterances, geometry, cfg, model.plan_fn(), skips=skips, **targets)
     device = next(model.parameters()).device
     sums = Metrics()
     model.eval()

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; exit code 3 when some of the audio could not be used."""
     args = parser().parse_args(argv)
     layer = _layer(args.layer)
-    from speechssl.cli.inputs import pick_device, tell_skipped, utterances_of
+    from speechssl.cli.inputs import bar, pick_device, tell_skipped, utterances_of
     from speechssl.data.skips import Skips
     from speechssl.extract.extractor import Extractor
     from speechssl.extract.store import write_features
@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
         shard_sec=args.shard_sec,
         rank=rank,
         world=world,
+        shown=bar,
     )
     tell_skipped(skips)
     print(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from speechssl.extract.lexicon import LanguageModel
 
 T = TypeVar("T")
+PLAIN_EVERY_SEC = 30.0  # of progress where there is no terminal to draw a bar on
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -156,12 +159,20 @@ def pick_device(asked: str) -> str:
 
 
 def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items, with a progress bar on stderr when that is a terminal."""
-    from tqdm import tqdm
+    """The items, with a progress bar on stderr, or a line of it now and then for a log file."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
 
-    yield from tqdm(
-        items, total=total, desc=what, unit="utt", file=sys.stderr, disable=not sys.stderr.isatty()
-    )
+        yield from tqdm(items, total=total, desc=what, unit="utt", file=sys.stderr)
+        return
+    begun = told = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - told > PLAIN_EVERY_SEC and done < total:
+            told = now
+            left = timedelta(seconds=round((now - begun) / done * (total - done)))
+            print(f"{what} {done}/{total}  ETA {left}", file=sys.stderr, flush=True)
 
 
 def tell_skipped(skips: Skips) -> None:

@@ -18,6 +18,7 @@ VERBS = {
     "manifest": "scan a folder or corpus into a manifest, or check and describe a manifest",
     "train": "pre-train or fine-tune; the objective decides",
     "extract": "write the features of audio files",
+    "cluster": "k-means over frames, and labels for every frame: the targets of objective hubert",
     "evaluate": "WER, speaker accuracy and EER, or validation loss of a model",
     "lm": "an n-gram language model of transcripts, for --lm of evaluate and predict",
     "probe": "what frozen features know: linear probes beside log-mel and random weights",

@@ -105,20 +105,15 @@ def make_data(
     from speechssl.data.skips import Skips
     from speechssl.engine import dist
 
-    tokenizer, speaker_index = target_readers(type(objective), objective.classes)
-    place: dict[str, Any] = {
-        "rank": dist.rank(),
-        "world": dist.world(),
-        "tokenizer": tokenizer,
-        "speaker_index": speaker_index,
-    }
+    targets = target_readers(objective, [*utterances, *held_out])
+    place: dict[str, Any] = {"rank": dist.rank(), "world": dist.world(), **targets}
     geometry, plan = objective.backbone.geometry, objective.plan_fn()
     train_data = TrainData(utterances, geometry, config.data, plan, **place)
     if not held_out:
         return train_data, None
     skips = Skips()
-    if speaker_index is not None:  # a closed set: nobody else can be right
-        held_out = select(held_out, geometry, config.data, skips, speaker_index=speaker_index)
+    if known := targets.get("speaker_index"):  # a closed set: nobody else can be right
+        held_out = select(held_out, geometry, config.data, skips, speaker_index=known)
     return train_data, EvalData(held_out, geometry, config.data, plan, skips=skips, **place)
 
 
@@ -146,7 +141,10 @@ def summary(
             f"  warning  {fixed / 1e6:.2f} M parameters of the backbone stay random: they are "
             "frozen and there is no init.from; right for a baseline only"
         )
-    if objective.classes:
+    if objective.classes_from == "labels":
+        clustering = objective.classes[0].rpartition("/")[0]
+        lines.append(f"classes    {len(objective.classes)} clusters of {clustering}")
+    elif objective.classes:
         shown = " ".join(objective.classes[:40]) + (" ..." if len(objective.classes) > 40 else "")
         lines.append(f"classes    {len(objective.classes)}: {shown}")
     if type(objective).classes_from == "text" and (rare := rare_characters(train_data.utterances)):

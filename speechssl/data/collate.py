@@ -29,6 +29,7 @@ class Collator:
         train: bool,
         tokenizer: Characters | None = None,
         speaker_index: dict[str, int] | None = None,
+        labels_per_frame: int = 0,
     ) -> None:
         self.geometry = geometry
         self.plan = plan
@@ -36,6 +37,7 @@ class Collator:
         self.train = train
         self.tokenizer = tokenizer
         self.speaker_index = speaker_index
+        self.labels_per_frame = labels_per_frame  # what examples bring; 0: none
 
     def __call__(self, examples: Sequence[Example], epoch: int) -> Batch:
         """One padded micro-batch; no examples give a filler."""
@@ -61,6 +63,8 @@ class Collator:
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
         )
+        if self.labels_per_frame:
+            batch.labels = _padded([e.labels for e in examples], self.labels_per_frame)
         if self.tokenizer is not None:
             batch.tokens, batch.token_lens = self._tokens(examples)
         if self.speaker_index is not None:
@@ -87,6 +91,9 @@ class Collator:
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
         )
+        if self.labels_per_frame:
+            nothing = np.zeros((int(frames[0]), self.labels_per_frame), np.int64)
+            batch = replace(batch, labels=_padded([nothing], self.labels_per_frame))
         if self.tokenizer is not None:
             batch = replace(batch, tokens=torch.ones(1, 1).long(), token_lens=torch.ones(1).long())
         if self.speaker_index is not None:
@@ -104,3 +111,12 @@ class Collator:
 
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array)
+
+
+def _padded(tracks: Sequence[np.ndarray | None], per_frame: int) -> torch.Tensor:
+    """Labels (B, T, per_frame) of tracks (T, per_frame), -100 where there is no frame."""
+    known = [t if t is not None else np.zeros((0, per_frame), np.int64) for t in tracks]
+    labels = torch.full((len(known), max(map(len, known)), per_frame), -100)
+    for row, track in zip(labels, known, strict=True):
+        row[: len(track)] = torch.from_numpy(track)
+    return labels

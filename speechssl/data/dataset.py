@@ -9,6 +9,7 @@ import numpy as np
 
 from speechssl.audio.io import is_silent, read
 from speechssl.data.augment import Augmenter
+from speechssl.data.labels import FrameLabels
 from speechssl.errors import AudioError
 from speechssl.geometry import FrameGeometry
 from speechssl.rng import generator
@@ -21,6 +22,7 @@ class Example:
 
     utterance: Utterance
     wave: np.ndarray  # (S,) float32 at the model's rate
+    labels: np.ndarray | None = None  # (T, P) int64, of its frames
 
 
 class SpeechDataset:
@@ -29,6 +31,7 @@ class SpeechDataset:
     A crop starts at a multiple of the hop, so that frame labels shift by whole frames; where it
     starts is a function of (seed, epoch, utterance id), as is all that `augment` changes.
     `least_frames` says how many each needs for its transcript, which goes with the whole utterance.
+    With `labels`, those of the frames of the crop come along.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class SpeechDataset:
         reject_silence: bool = False,
         augment: Augmenter | None = None,
         least_frames: Sequence[int] | None = None,
+        labels: FrameLabels | None = None,
     ) -> None:
         self.utterances = utterances
         self.geometry = geometry
@@ -51,6 +55,7 @@ class SpeechDataset:
         self.channel = 0 if channel == "first" else "mix"
         self.augment = augment
         self.least_frames = least_frames
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -95,7 +100,10 @@ class SpeechDataset:
         wave = wave[:wanted]
         if self.augment is not None:
             wave = self.augment(wave, generator(self.seed, epoch, utterance.id, "augment"))
-        return Example(utterance, wave)
+        if self.labels is None:
+            return Example(utterance, wave)
+        hop, frames = self.geometry.hop, self.geometry.frames(len(wave))
+        return Example(utterance, wave, self.labels.read(utterance, first // hop, frames))
 
     def _span(self, utterance: Utterance, rate_hz: int, first: int, wanted: int) -> np.ndarray:
         """Samples `first` to `first + wanted` of an utterance, counted at the rate of reading."""

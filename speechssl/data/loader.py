@@ -17,6 +17,7 @@ from speechssl.data.augment import Augmenter
 from speechssl.data.collate import Collator, PlanFn
 from speechssl.data.config import DataConfig
 from speechssl.data.dataset import SpeechDataset
+from speechssl.data.labels import FrameLabels
 from speechssl.data.planner import Planner, split
 from speechssl.data.skips import Skips
 from speechssl.data.tokens import Characters
@@ -157,6 +158,7 @@ class TrainData:
         world: int = 1,
         tokenizer: Characters | None = None,
         speaker_index: dict[str, int] | None = None,
+        labels: FrameLabels | None = None,
         skips: Skips | None = None,
     ) -> None:
         self.cfg = cfg
@@ -175,11 +177,10 @@ class TrainData:
             )
         rate = geometry.rate_hz
         changing = cfg.augment.speed_prob > 0
-        if changing and (labelled := [u.id for u in kept if u.labels is not None]):
+        if changing and labels is not None:
             raise ConfigError(
-                f"data.augment.speed_prob is {cfg.augment.speed_prob:g}, but {len(labelled)} "
-                f"utterances have labels for every frame (first '{labelled[0]}'), which another "
-                "speed would shift; set it to 0, or drop 'labels' from the manifest"
+                f"data.augment.speed_prob is {cfg.augment.speed_prob:g}, but the objective reads "
+                "labels for every frame, which another speed would shift; set it to 0"
             )
         self.dataset = SpeechDataset(
             kept,
@@ -192,6 +193,7 @@ class TrainData:
             least_frames=[_ctc_frames(tokenizer.encode(u.text or "")) for u in kept]
             if changing and tokenizer is not None
             else None,
+            labels=labels,
         )
         self.collate = Collator(
             geometry,
@@ -200,6 +202,7 @@ class TrainData:
             train=True,
             tokenizer=tokenizer,
             speaker_index=speaker_index,
+            labels_per_frame=0 if labels is None else labels.per_frame,
         )
         self.planner = Planner(
             self.dataset.lengths(),
@@ -284,6 +287,7 @@ class EvalData:
         world: int = 1,
         tokenizer: Characters | None = None,
         speaker_index: dict[str, int] | None = None,
+        labels: FrameLabels | None = None,
         skips: Skips | None = None,
     ) -> None:
         crop = tokenizer is None and speaker_index is None
@@ -310,6 +314,7 @@ class EvalData:
             max_samples=int(cfg.max_sec * geometry.rate_hz) if crop else None,
             seed=cfg.seed,
             channel=cfg.channel,
+            labels=labels,
         )
         self.collate = Collator(
             geometry,
@@ -318,6 +323,7 @@ class EvalData:
             train=False,
             tokenizer=tokenizer,
             speaker_index=speaker_index,
+            labels_per_frame=0 if labels is None else labels.per_frame,
         )
         self.cfg = cfg
         lengths = self.dataset.lengths()

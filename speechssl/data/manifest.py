@@ -1,8 +1,9 @@
 """Manifests: one JSON object a line, each a span of an audio file.
 
 Keys: id, audio, start, num_samples, rate_hz, duration (seconds, derived), text, speaker, labels;
-any other key is kept in `Utterance.extra`. `audio` is relative to the manifest's folder or
-absolute. Lines end in LF or CRLF, a byte-order mark is accepted, blank lines are ignored.
+any other key is kept in `Utterance.extra`. `audio` and the file in `labels` (FILE#ROW) are
+relative to the manifest's folder or absolute. Lines end in LF or CRLF, a byte-order mark is
+accepted, blank lines are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _UNSAFE = re.compile(r"[\n\r\x00]")
 def read_manifest(
     path: str | Path, *, roots: Sequence[str | Path] | None = None
 ) -> list[Utterance]:
-    """Read and check every line. Audio paths come back absolute; the audio is not opened.
+    """Read and check every line. Paths come back absolute; no audio is opened.
 
     When `roots` are given, every audio file must lie below one of them (links not followed).
     Raises ManifestError naming line and field; an empty manifest is an error too.
@@ -83,7 +84,7 @@ def rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write atomically; audio below the manifest's folder is written relative to it.
+    """Write atomically; audio and labels below the manifest's folder are written relative to it.
 
     Raises DataError on a repeated id, ManifestError on values that `read_manifest` would refuse.
     """
@@ -159,9 +160,12 @@ def _utterance(row: dict[str, Any], where: _Where) -> Utterance:
         key: None if row.get(key) is None else _string(row, key, where)
         for key in ("text", "speaker", "labels")
     }
+    folder = os.path.abspath(where.path.parent)
+    if optional["labels"] is not None:
+        optional["labels"] = os.path.normpath(os.path.join(folder, optional["labels"]))
     return Utterance(
         id=id_,
-        audio=os.path.normpath(os.path.join(os.path.abspath(where.path.parent), audio)),
+        audio=os.path.normpath(os.path.join(folder, audio)),
         num_samples=num_samples,
         rate_hz=rate_hz,
         start=start,
@@ -202,17 +206,20 @@ def _check_duration(value: object, seconds: float, where: _Where) -> None:
 
 
 def _row(utterance: Utterance, folder: str) -> dict[str, Any]:
-    audio = os.path.abspath(utterance.audio)
+    def seen_from_here(path: str) -> str:
+        path = os.path.abspath(path)
+        return os.path.relpath(path, folder) if _below(path, folder) else path
+
     row = {
         "id": utterance.id,
-        "audio": os.path.relpath(audio, folder) if _below(audio, folder) else audio,
+        "audio": seen_from_here(utterance.audio),
         "start": utterance.start,
         "num_samples": utterance.num_samples,
         "rate_hz": utterance.rate_hz,
         "duration": round(utterance.seconds, 4) if utterance.rate_hz > 0 else 0.0,
         "text": utterance.text,
         "speaker": utterance.speaker,
-        "labels": utterance.labels,
+        "labels": None if utterance.labels is None else seen_from_here(utterance.labels),
     }
     return row | {key: value for key, value in utterance.extra.items() if key not in KEYS}
 

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from speechssl.atomic import replacing, write_text
-from speechssl.errors import ConfigError, DataError
+from speechssl.errors import DataError
+from speechssl.extract.shards import (
+    Shown,
+    beside,
+    claim,
+    fingerprint,
+    read_json,
+    split_shards,
+    unseen,
+)
 from speechssl.types import Utterance
 
 if TYPE_CHECKING:
@@ -42,23 +51,25 @@ def write_features(
     shard_sec: float = 3600.0,
     rank: int = 0,
     world: int = 1,
+    shown: Shown = unseen,
 ) -> int:
     """Extract features of a manifest into folder `out`; the number of utterances written now.
 
     Shards hold about `shard_sec` seconds of audio; process `rank` of `world` writes every
-    world-th one and leaves finished ones alone. Bad audio is counted in `skips`.
+    world-th one and leaves finished ones alone. Bad audio is counted in `skips`; `shown` may draw
+    a progress bar around the utterances of a shard.
     Raises ConfigError when `out` holds features of other settings.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(utterances, shard_sec))
+    shards = list(split_shards(utterances, shard_sec))
     cfg, geometry = extractor.backbone.cfg, extractor.geometry
-    _claim(
+    claim(
         out,
         {
             "format": FORMAT,
             "model": model,
-            "weights_sha256": _weights_digest(extractor.backbone),
+            "weights_sha256": weights_digest(extractor.backbone),
             "layer": layer,
             "convention": extractor.convention,
             "states": extractor.backbone.num_layers + 1 if layer == "all" else 1,
@@ -68,16 +79,16 @@ def write_features(
             "receptive_sec": geometry.receptive / cfg.rate_hz,
             "precision": extractor.precision,
             "num_shards": len(shards),
-            "utterances": _digest(utterances),
+            "utterances": fingerprint(utterances),
         },
     )
     written = 0
     for number in range(rank, len(shards), world):
         stem = out / f"features_{number:05d}_{len(shards):05d}"
-        if _with(stem, ".done").exists():
+        if beside(stem, ".done").exists():
             log.info("%s is done, skipped", stem.name)
             continue
-        written += _write_shard(stem, shards[number], extractor, skips, layer)
+        written += _write_shard(stem, shards[number], extractor, skips, layer, shown)
     return written
 
 
@@ -89,7 +100,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.metadata = _read_json(self.folder / "metadata.json")
+        self.metadata = read_json(self.folder / "metadata.json")
         if self.metadata.get("format", 0) > FORMAT:
             raise DataError(f"{self.folder}: written by a newer speechssl; upgrade to read it")
         self._rows: dict[str, tuple[str, int, int, float]] = {}
@@ -101,7 +112,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
                 "run the extraction again, it goes on where it stopped"
             )
         for mark in done:
-            for line in _with(mark, ".jsonl").read_text(encoding="utf-8").splitlines():
+            for line in beside(mark, ".jsonl").read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 self._rows[row["id"]] = (
                     row["file"], row["offset"], row["frames"], row["first_sec"],
@@ -135,15 +146,20 @@ def open_features(folder: str | Path) -> FeatureStore:
 
 
 def _write_shard(
-    stem: Path, utterances: Sequence[Utterance], extractor: Extractor, skips: Skips, layer: Layer
+    stem: Path,
+    utterances: Sequence[Utterance],
+    extractor: Extractor,
+    skips: Skips,
+    layer: Layer,
+    shown: Shown,
 ) -> int:
     from speechssl.extract.sources import sources
 
     found = sources(utterances, None, extractor.backbone.cfg.rate_hz)
     audio = {utterance.id: utterance.audio for utterance in utterances}
     rows: dict[int, dict[str, Any]] = {}
-    offset, name = 0, _with(stem, ".npy").name
-    with replacing(_with(stem, ".npy")) as temporary, temporary.open("wb") as file:
+    offset, name = 0, beside(stem, ".npy").name
+    with replacing(beside(stem, ".npy")) as temporary, temporary.open("wb") as file:
         writer = None
         results = extractor.stream(
             found,
@@ -152,7 +168,7 @@ def _write_shard(
                 getattr(error, "kind", "unreadable"), audio[source.id], str(error)
             ),
         )
-        for index, features in results:
+        for index, features in shown(results, len(utterances), stem.name):
             values = features.values
             values = values.swapaxes(0, 1) if values.ndim == 3 else values
             writer = writer or _NpyWriter(file, values.shape[1:])
@@ -168,8 +184,8 @@ def _write_shard(
         (writer or _NpyWriter(file, (extractor.backbone.dim,))).close()
     # In the manifest's order, whatever the batches were.
     lines = [json.dumps(rows[index], ensure_ascii=False) + "\n" for index in sorted(rows)]
-    write_text(_with(stem, ".jsonl"), "".join(lines))
-    write_text(_with(stem, ".done"), "")
+    write_text(beside(stem, ".jsonl"), "".join(lines))
+    write_text(beside(stem, ".done"), "")
     return len(rows)
 
 
@@ -200,60 +216,10 @@ class _NpyWriter:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def _shards(utterances: Sequence[Utterance], shard_sec: float) -> Iterator[Sequence[Utterance]]:
-    """Consecutive stretches of about `shard_sec` seconds, at least one utterance each."""
-    if shard_sec <= 0:
-        raise ConfigError(f"shard_sec: got {shard_sec}, expected seconds above 0")
-    start, seconds = 0, 0.0
-    for index, utterance in enumerate(utterances):
-        if index > start and seconds + utterance.seconds > shard_sec:
-            yield utterances[start:index]
-            start, seconds = index, 0.0
-        seconds += utterance.seconds
-    if start < len(utterances):
-        yield utterances[start:]
-
-
-def _claim(out: Path, metadata: dict[str, Any]) -> None:
-    """Write metadata.json, or check that the one there says the same."""
-    path = out / "metadata.json"
-    if not path.exists():
-        write_text(path, json.dumps(metadata, indent=2) + "\n")
-        return
-    found = _read_json(path)
-    changed = [k for k in metadata if found.get(k) != metadata[k]]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"{out} holds features with other settings ({', '.join(changed)}): {key} is "
-            f"{found.get(key)!r} there, {metadata[key]!r} now; use another folder or remove it"
-        )
-
-
-def _digest(utterances: Sequence[Utterance]) -> str:
-    """A fingerprint of which spans are extracted, so that shards of two manifests never mix."""
-    digest = hashlib.blake2b(digest_size=16)
-    for u in utterances:
-        line = json.dumps([u.id, u.audio, u.start, u.num_samples, u.rate_hz])
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _weights_digest(backbone: Backbone) -> str:
+def weights_digest(backbone: Backbone) -> str:
     """A fingerprint of the weights, wherever they come from: a path may hold others tomorrow."""
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def _with(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name.removesuffix(".done") + suffix)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.parent} holds no features: {path.name}: {error}") from error

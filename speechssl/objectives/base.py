@@ -33,8 +33,11 @@ class Objective(nn.Module):
     #: What validation is judged by: keys of `summary`, and whether more is better. Each further one
     #: decides where those before it are equal.
     best_metric: tuple[tuple[str, bool], ...] = (("loss", False),)
-    #: Which field of the training manifest the classes come from: characters, speakers, or none.
-    classes_from: ClassVar[Literal["text", "speaker"] | None] = None
+    #: Which field of the training manifest the classes come from: characters, speakers, the classes
+    #: of frame labels, or none.
+    classes_from: ClassVar[Literal["text", "speaker", "labels"] | None] = None
+    #: How many of the labels within a frame are read, evenly spaced, where classes are of labels.
+    labels_per_frame: int = 1
 
     def __init__(self, backbone: Backbone, cfg: Any, classes: Sequence[str] = ()) -> None:
         super().__init__()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone, normalize
 from speechssl.models.blocks.norms import standardise
-from speechssl.models.blocks.quantize import RandomQuantizer, perplexity
+from speechssl.models.blocks.quantize import RandomQuantizer
 from speechssl.models.features.mel import HOP, LEAST_STD, RATE_HZ, LogMel, stack_frames
 from speechssl.objectives.base import Objective
-from speechssl.objectives.health import health, moments
+from speechssl.objectives.health import codes_in_use, health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.types import Batch, Loss, Plan, Sum
 
@@ -120,19 +120,8 @@ class BestRQ(Objective):
         return Loss(total, n, logs)
 
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
-        """Adds what the codes are like, the mean over codebooks.
-
-        code_ppl: perplexity, of `codes`; code_usage: share of codes that occur in the window summed
-        over; top_code_share: of the commonest code, which is what `accuracy` has to beat. At
-        evaluation also `health`.
-        """
-        scalars = super().summary(sums)
-        if "code_hist" in sums:
-            hist = sums["code_hist"].total.double()
-            scalars["code_ppl"] = perplexity(hist) / len(hist)
-            scalars["code_usage"] = float((hist > 0).double().mean())
-            scalars["top_code_share"] = float((hist.amax(-1) / hist.sum(-1).clamp(min=1)).mean())
-        return scalars | health(sums)
+        """Adds `codes_in_use`, and at evaluation `health`."""
+        return super().summary(sums) | codes_in_use(sums) | health(sums)
 
     def chance(self) -> dict[str, float]:
         """Guessing among all codes; naming the commonest is right in `top_code_share` (logged)."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechssl.models.blocks.quantize import perplexity
 from speechssl.types import Frames, Sum
 
 
@@ -69,6 +70,22 @@ def health(sums: Mapping[str, Sum]) -> dict[str, float]:
         found["rankme"] = effective_rank(outer)
         found["rankme_centred"] = effective_rank(outer - torch.outer(total, total).double() / n)
     return found
+
+
+def codes_in_use(sums: Mapping[str, Sum]) -> dict[str, float]:
+    """What discrete targets are like, from `code_hist` (G, V), their counts; means over G groups.
+
+    code_ppl: perplexity, of V; code_usage: share of codes that occur in the window summed over;
+    top_code_share: of the commonest code, which is what an accuracy has to beat.
+    """
+    if "code_hist" not in sums:
+        return {}
+    hist = sums["code_hist"].total.double()
+    return {
+        "code_ppl": perplexity(hist) / len(hist),
+        "code_usage": float((hist > 0).double().mean()),
+        "top_code_share": float((hist.amax(-1) / hist.sum(-1).clamp(min=1)).mean()),
+    }
 
 
 def effective_rank(gram: Tensor) -> float:

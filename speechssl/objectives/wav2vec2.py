@@ -24,6 +24,7 @@ from speechssl.objectives.contrast import (
 )
 from speechssl.objectives.health import health, moments
 from speechssl.objectives.masking import SpanMask
+from speechssl.objectives.penalty import mean_square
 from speechssl.types import Batch, Loss, Plan, Progress, Sum
 
 
@@ -151,7 +152,7 @@ class Wav2Vec2(Objective):
         n = counts.sum()
         probs = q.probs.mean(0) if len(a) else q.probs.sum(0)
         diversity = self._diversity(probs) * n
-        penalty = (_mean_square(z.x, z.lens) * counts).sum()
+        penalty = (mean_square(z) * counts).sum()
         total = (
             contrastive
             + self.cfg.diversity_weight * diversity
@@ -199,10 +200,3 @@ class Wav2Vec2(Objective):
         entropy = -(probs * (probs + 1e-7).log()).sum(-1)
         size = self.cfg.groups * self.cfg.codes
         return (size - entropy.exp().sum()) / size
-
-
-def _mean_square(x: Tensor, lens: Tensor) -> Tensor:
-    """Mean of squares of x (B, T, C) over the valid frames of each row -> (B,) float32."""
-    valid = torch.arange(x.shape[1], device=x.device)[None, :] < lens[:, None]
-    squares = x.float().square().mean(-1).masked_fill(~valid, 0.0)
-    return squares.sum(1) / lens.clamp(min=1)

@@ -28,6 +28,7 @@ from speechssl.types import Batch, Progress, Utterance
 NAMES = sorted(lookup.names())
 VOCABULARY = ["<pad>", "|", "A", "B", "C"]
 SPEAKERS = ["s0", "s1", "s2"]
+CLUSTERS = [f"c/{k}" for k in range(6)]
 TRANSFORMER = {
     "conv_dims": (24,) * 7,
     "dim": 32,
@@ -46,6 +47,7 @@ AGGREGATOR = {
 }
 OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
+    "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
 }
@@ -60,8 +62,12 @@ def build(name: str, **overrides) -> Objective:
         cfg = preset("wav2vec-tiny", **AGGREGATOR)
     else:
         cfg = preset("tiny", **TRANSFORMER)
-    classes = {"text": VOCABULARY, "speaker": SPEAKERS, None: ()}[cls.classes_from]
-    return cls(build_backbone(cfg), cls.Config(**OVERRIDES.get(name, {}) | overrides), classes)
+    classes = {"text": VOCABULARY, "speaker": SPEAKERS, "labels": CLUSTERS, None: ()}
+    return cls(
+        build_backbone(cfg),
+        cls.Config(**OVERRIDES.get(name, {}) | overrides),
+        classes[cls.classes_from],
+    )
 
 
 def batch_of(objective: Objective, rows: list[int], *, train: bool = True) -> Batch:
@@ -74,6 +80,7 @@ def batch_of(objective: Objective, rows: list[int], *, train: bool = True) -> Ba
         speaker_index=(
             {s: i for i, s in enumerate(SPEAKERS)} if objective.classes_from == "speaker" else None
         ),
+        labels_per_frame=objective.labels_per_frame if objective.classes_from == "labels" else 0,
     )
     examples = []
     for row in rows:
@@ -88,7 +95,9 @@ def batch_of(objective: Objective, rows: list[int], *, train: bool = True) -> Ba
             text=("AB", "BC A", "C", "A B A")[row],
             speaker=f"s{row % 3}",
         )
-        examples.append(Example(utterance, wave))
+        frames = objective.backbone.geometry.frames(samples)
+        labels = rng.integers(len(CLUSTERS), size=(frames, objective.labels_per_frame))
+        examples.append(Example(utterance, wave, labels))
     return collate(examples, epoch=0)
 
 

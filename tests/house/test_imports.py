@@ -22,7 +22,7 @@ MAY_IMPORT = {
     | {"data.tokens"},
     "engine": BASE | {"objectives.base", "data", "evaluation", "kernels"},
     "interop": BASE | {"models", "audio.backend", "objectives.base"},
-    "extract": BASE | {"models", "data", "audio", "downstream", "objectives.base"},
+    "extract": BASE | {"models", "data", "audio", "downstream", "evaluation", "objectives.base"},
     "report": BASE | {"evaluation", "audio"},
     "config": BASE | {"settings", "data.config", "engine.config", "models", "objectives.base"},
     # The public API, and the command line above everything.

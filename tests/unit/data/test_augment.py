@@ -187,13 +187,6 @@ def test_files_that_cannot_be_used_end_it_at_the_start(tmp_path, content, corpus
         Augmenter(AugmentConfig(reverb_prob=1.0, reverb_files=("nowhere",)), 16000)
 
 
-def test_frame_labels_and_speed_exclude_each_other(corpus):
-    labelled = [replace(u, labels="1 2 3") for u in corpus]
-    with pytest.raises(ConfigError, match="labels for every frame"):
-        TrainData(labelled, GEOMETRY, replace(CFG, augment=SPEED), plan)
-    TrainData(labelled, GEOMETRY, replace(CFG, augment=AugmentConfig(noise_prob=1.0)), plan)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

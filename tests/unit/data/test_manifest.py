@@ -25,7 +25,7 @@ def written(tmp_path: Path, *rows: dict | str | bytes, newline: bytes = b"\n") -
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     utterances = [
         Utterance(
-            "ü-1", str(tmp_path / "audio" / "a b.flac"), 8000, 16000, 5, "HI\u2028 YOU", "s", "l#3"
+            "ü-1", str(tmp_path / "audio" / "a b.flac"), 8000, 16000, 5, "HI\u2028 YOU", "s", "/l#3"
         ),
         Utterance("b", "/elsewhere/b.wav", 100, 8000, extra={"split": "dev", "words": [["A", 0]]}),
     ]

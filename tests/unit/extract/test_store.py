@@ -128,5 +128,5 @@ def test_the_same_path_with_other_weights_needs_another_folder(tmp_path: Path, u
 
 
 def test_a_folder_without_features(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no features"):
+    with pytest.raises(DataError, match=r"cannot be used"):
         open_features(tmp_path)

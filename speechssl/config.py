@@ -174,6 +174,14 @@ def cross_checks(config: Config, *, device: str = "cpu") -> None:
         raise ConfigError(
             "engine.precision is 'fp16', but there is no GPU here; use 'fp32' or 'bf16' on a CPU"
         )
+    from speechssl.objectives.base import Objective
+
+    teaches = lookup.find(config.objective.name, Objective).has_teacher
+    if teaches and engine.kind == "deepspeed" and engine.zero_stage == 3:
+        raise ConfigError(
+            f"engine.zero_stage is 3, but the teacher of objective {config.objective.name} follows "
+            "whole weights, which no process has there; use stage 1 or 2"
+        )
     if data.augment.gain_prob and config.backbone.normalize:
         raise ConfigError(
             f"data.augment.gain_prob is {data.augment.gain_prob:g}, but backbone.normalize brings "

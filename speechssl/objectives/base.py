@@ -36,6 +36,8 @@ class Objective(nn.Module):
     #: Which field of the training manifest the classes come from: characters, speakers, the classes
     #: of frame labels, or none.
     classes_from: ClassVar[Literal["text", "speaker", "labels"] | None] = None
+    #: Whether a moving average of the weights teaches (models/blocks/ema.py): not under ZeRO 3.
+    has_teacher: ClassVar[bool] = False
     #: How many of the labels within a frame are read, evenly spaced, where classes are of labels.
     labels_per_frame: int = 1
 

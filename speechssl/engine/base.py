@@ -55,7 +55,7 @@ class Engine(Protocol):
 
 
 class DivergedError(SpeechSSLError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+    """The run is not learning: numbers that are not finite, or what the watchdog found."""
 
 
 class InterruptedAndSaved(SpeechSSLError):

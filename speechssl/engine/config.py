@@ -86,9 +86,12 @@ class RunConfig:
     save_every_steps: int = 1000
     keep: int = 2  # newest checkpoints kept; the best one is kept besides
     resume: Literal["auto", "must", "never"] = "auto"
+    watchdog: Literal["warn", "stop", "off"] = "warn"  # on signs that the run is dying
+    watchdog_steps: int = 400  # updates at chance, without a gradient, that are death
 
     def __post_init__(self) -> None:
-        for key in ("log_every_steps", "valid_every_steps", "save_every_steps", "keep"):
+        counts = ("log_every_steps", "valid_every_steps", "save_every_steps", "keep")
+        for key in (*counts, "watchdog_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"run.{key}: got {getattr(self, key)}, expected 1 or more")
         if not self.out:

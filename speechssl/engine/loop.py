@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from speechssl.engine import dist
-from speechssl.engine.base import Engine, InterruptedAndSaved, StepStats
+from speechssl.engine.base import DivergedError, Engine, InterruptedAndSaved, StepStats
 from speechssl.engine.checkpoint import CheckpointStore, Saved
 from speechssl.engine.config import EngineConfig, OptimConfig, RunConfig
 from speechssl.engine.failures import kept_tracebacks
-from speechssl.engine.journal import Journal
+from speechssl.engine.journal import Journal, read_metrics
 from speechssl.engine.metrics import Metrics
 from speechssl.engine.signals import StopSignal
+from speechssl.engine.watchdog import Watchdog
 from speechssl.errors import ConfigError
 from speechssl.types import Batch, Progress
 
@@ -75,6 +76,24 @@ def train(
             log.info("resuming after step %d of %d", runner.progress.step, optim.steps)
         first = place.step = runner.progress.step
         journal = Journal(out, first, optim.steps, speaks=dist.is_main())
+        watchdog = Watchdog(objective, optim.warmup_steps, run.watchdog_steps)
+        watchdog.recall(dist.broadcast(read_metrics(journal.path) if dist.is_main() else []))
+
+        def record(split: str, values: dict[str, float]) -> None:
+            """Tell them, and what they mean where that is nothing good."""
+            step = runner.progress.step
+            journal.record(step, split, values, chance)
+            found = watchdog.observe(step, split, values) if run.watchdog != "off" else []
+            for finding in found:
+                if dist.is_main():
+                    log.warning("watchdog: %s", finding)
+            if found and run.watchdog == "stop":
+                journal.close()
+                raise DivergedError(
+                    f"stopped at step {step} by run.watchdog: {'; '.join(found)}. All was well at "
+                    f"step {watchdog.healthy_step}; checkpoints are in {store.root}"
+                )
+
         updates = train_data.updates(first)
 
         def validated() -> bool:
@@ -85,7 +104,7 @@ def train(
             if dist.any_true(bool(stop)):
                 return False
             progress = runner.progress
-            journal.record(progress.step, "valid", scores, chance)
+            record("valid", scores)
             score, *ties = _judged_by(objective, scores)
             best = None if progress.best is None else (progress.best, *progress.best_ties)
             if _better((score, *ties), best, [more for _, more in objective.best_metric]):
@@ -120,7 +139,7 @@ def train(
             journal.advance(step)
             finished = step == optim.steps
             if step % run.log_every_steps == 0 or finished:
-                journal.record(step, "train", _report(window, objective, stats), chance)
+                record("train", _report(window, objective, stats))
                 window.clear()
             due = (step % run.valid_every_steps == 0 or finished) and not validated()
             stopping = dist.any_true(bool(stop))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -15,6 +16,19 @@ from speechssl.models.backbone import Backbone
 from speechssl.types import Batch, Loss, Plan, Progress, Sum, Utterance
 
 PlanFn = Callable[[np.ndarray, Sequence[np.random.Generator], bool], Plan]
+
+
+class Alarm(NamedTuple):
+    """A level of a logged metric beyond which training has gone wrong, and how."""
+
+    metric: str
+    says: str
+    low: float = -math.inf  # rings below
+    high: float = math.inf  # rings above
+
+    def rings(self, value: float) -> bool:
+        """Whether `value` lies beyond."""
+        return value < self.low or value > self.high
 
 
 class Objective(nn.Module):
@@ -104,6 +118,10 @@ class Objective(nn.Module):
     def chance(self) -> dict[str, float]:
         """Level of each logged metric that means nothing has been learnt, where one is known."""
         return {}
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Levels of logged metrics that no healthy run reaches; those of all runs are watched."""
+        return ()
 
     def exported(self) -> Backbone:
         """What downstream work loads."""

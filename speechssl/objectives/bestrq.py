@@ -17,8 +17,8 @@ from speechssl.models.backbone import Backbone, normalize
 from speechssl.models.blocks.norms import standardise
 from speechssl.models.blocks.quantize import RandomQuantizer
 from speechssl.models.features.mel import HOP, LEAST_STD, RATE_HZ, LogMel, stack_frames
-from speechssl.objectives.base import Objective
-from speechssl.objectives.health import codes_in_use, health, moments
+from speechssl.objectives.base import Alarm, Objective
+from speechssl.objectives.health import DEGENERATE, codes_in_use, health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.types import Batch, Loss, Plan, Sum
 
@@ -122,6 +122,10 @@ class BestRQ(Objective):
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
         """Adds `codes_in_use`, and at evaluation `health`."""
         return super().summary(sums) | codes_in_use(sums) | health(sums)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Targets that are nearly all the same teach nothing."""
+        return (DEGENERATE,)
 
     def chance(self) -> dict[str, float]:
         """Guessing among all codes; naming the commonest is right in `top_code_share` (logged)."""

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.models.blocks.quantize import perplexity
+from speechssl.objectives.base import Alarm
 from speechssl.types import Frames, Sum
+
+#: Of discrete targets, by `codes_in_use`.
+DEGENERATE = Alarm(
+    "top_code_share", "most targets are one and the same: labels degenerate", high=0.6
+)
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
-from speechssl.objectives.base import Objective
-from speechssl.objectives.health import codes_in_use, health, moments
+from speechssl.objectives.base import Alarm, Objective
+from speechssl.objectives.health import DEGENERATE, codes_in_use, health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.penalty import mean_square
 from speechssl.types import Batch, Loss, Plan, Sum
@@ -133,6 +133,10 @@ class Hubert(Objective):
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
         """Adds `codes_in_use`, and at evaluation `health`."""
         return super().summary(sums) | codes_in_use(sums) | health(sums)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Targets that are nearly all the same teach nothing."""
+        return (DEGENERATE,)
 
     def chance(self) -> dict[str, float]:
         """Guessing among all clusters; naming the commonest is right in `top_code_share`."""

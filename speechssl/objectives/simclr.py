@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.pool import pool
-from speechssl.objectives.base import Objective
+from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.health import health, moments
 from speechssl.types import Batch, Frames, Loss, Plan, Sum
 
@@ -131,6 +131,10 @@ class SimCLR(Objective):
             if not self.training:
                 logs |= moments(context)
         return Loss(total, n, logs)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Embeddings of different utterances must lie apart."""
+        return (Alarm("other_cos", "all embeddings are one", high=0.99),)
 
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
         """Adds signs of collapse; collapsed_loss, ln(2 N - 1), is that of equal embeddings."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise, perplexity
-from speechssl.objectives.base import Objective
+from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.contrast import (
     accuracy_sum,
     cosine_logits,
@@ -194,6 +194,15 @@ class Wav2Vec2(Objective):
         """Guessing among the positive and its negatives."""
         choices = 1 + self.cfg.num_negatives + self.cfg.cross_negatives
         return {"contrastive": math.log(choices), "accuracy": 1 / choices}
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Of `groups` * `codes` codes a healthy run keeps hundreds."""
+        groups, size = self.cfg.groups, self.cfg.groups * self.cfg.codes
+        return (
+            Alarm("prob_ppl", f"one code per group ({groups} of {size})", low=1.05 * groups),
+            Alarm("code_ppl", f"nearly all of {size} codes are out of use", low=0.03 * size),
+            Alarm("neg_is_pos", "most negatives are the positive's own code", high=0.5),
+        )
 
     def _diversity(self, probs: Tensor) -> Tensor:
         """(G V - perplexity) / (G V) of mean probabilities (G, V); eq. 4 up to a constant."""

@@ -1,7 +1,8 @@
 """What every objective must keep, run over every file found in the objective folders.
 
 Parts that are random in the forward pass by design (dropout) are off; the diversity term of
-wav2vec 2.0 is off where additivity is tested, because it is a property of a whole micro-batch.
+wav2vec 2.0 and the mixing of WavLM are off where additivity is tested, because they are properties
+of a whole micro-batch.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ OVERRIDES = {
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
+    "wavlm": {"labels_per_frame": 2, "final_dim": 16, "mix_prob": 0.0},
 }
 #: Utterances of a batch are each other's negatives: the loss of one alone is not defined.
 ACROSS_UTTERANCES = {"simclr"}

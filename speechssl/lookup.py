@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -16,20 +17,25 @@ from typing import TypeVar
 from speechssl.errors import ConfigError
 
 T = TypeVar("T")
-_PLUMBING = frozenset({"__init__", "base", "masking", "contrast"})
+_CLASS = re.compile(r"^class (\w+)\((\w+)\):", re.MULTILINE)
 OBJECTIVE_PACKAGES = ("speechssl.objectives", "speechssl.downstream")
 
 
 def names(packages: tuple[str, ...] = OBJECTIVE_PACKAGES) -> dict[str, str]:
     """Name -> module of every file that defines an Objective, without importing any."""
-    found: dict[str, str] = {}
+    classes: list[tuple[str, str, str]] = []  # module, class, its base
     root = Path(__file__).parent
     for package in packages:
         folder = root.joinpath(*package.split(".")[1:])
         for file in sorted(folder.glob("*.py")):
-            if file.stem not in _PLUMBING and "(Objective)" in file.read_text(encoding="utf-8"):
-                found[file.stem] = f"{package}.{file.stem}"
-    return found
+            text = file.read_text(encoding="utf-8")
+            classes += [(f"{package}.{file.stem}", *found) for found in _CLASS.findall(text)]
+    objectives, known = {"Objective"}, 0
+    while known < len(objectives):  # an objective may be derived from that of another file
+        known = len(objectives)
+        objectives |= {name for _, name, base in classes if base in objectives}
+    modules = [module for module, _, base in classes if base in objectives]
+    return {module.rpartition(".")[2]: module for module in modules}
 
 
 def find(name: str, base: type[T], packages: tuple[str, ...] = OBJECTIVE_PACKAGES) -> type[T]:

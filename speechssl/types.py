@@ -53,6 +53,7 @@ class Plan:
     channel_mask: np.ndarray | None = None  # (B, D) bool, True = channel set to zero
     negatives: np.ndarray | None = None  # int64, shape as the objective that drew it says
     views: np.ndarray | None = None  # (B, 2, 2) int64, first frame and frames of two segments
+    mixing: np.ndarray | None = None  # (B, 5) float32, what is mixed in; see objectives/wavlm.py
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ class Batch:
     channel_mask: Tensor | None = None  # (B, D) bool, True = zeroed
     negatives: Tensor | None = None  # int64, shape as the objective says
     views: Tensor | None = None  # (B, 2, 2) int64, first frame and frames of two segments
+    mixing: Tensor | None = None  # (B, 5) float32, row mixed in or -1, dB, and three shares
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
     labels: Tensor | None = None  # (B, T, P) int64, P for each frame; -100 on padding

@@ -185,7 +185,8 @@ _BASE = {
 _LARGE = {"dim": 1024, "layers": 24, "heads": 16, "ffn": 4096}
 
 #: Name -> what differs from `tiny`. Published sizes: spec of wav2vec 2.0 (arXiv 2006.11477),
-#: XLS-R (2111.09296), wav2vec (1904.05862, the `large` aggregator of the released model).
+#: XLS-R (2111.09296), WavLM (2110.13900), wav2vec (1904.05862, the `large` aggregator of the
+#: released model).
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "filterbank-tiny": {
@@ -196,6 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {"conv_dims": (256,) * 7, "dim": 384, "layers": 6, "heads": 6, "ffn": 1536},
     "base": _BASE,
+    "wavlm-base": _BASE | {"attention_positions": "gated_relative"},
     "large": _BASE | _LARGE | {"dropout": 0.0, "layerdrop": 0.2},
     "xlsr-300m": _LARGE
     | {"conv_dims": (512,) * 7, "pos_kernel": 128, "dropout": 0.0, "normalize": True},

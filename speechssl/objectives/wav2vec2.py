@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
-from speechssl.models.blocks.quantize import GumbelQuantizer, gumbel_noise, perplexity
+from speechssl.models.blocks.quantize import GumbelQuantizer, Quantized, gumbel_noise, perplexity
 from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.contrast import (
     accuracy_sum,
@@ -25,7 +25,7 @@ from speechssl.objectives.contrast import (
 from speechssl.objectives.health import health, moments
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.penalty import mean_square
-from speechssl.types import Batch, Loss, Plan, Progress, Sum
+from speechssl.types import Batch, Frames, Loss, Plan, Progress, Sum
 
 
 class Wav2Vec2(Objective):
@@ -76,8 +76,8 @@ class Wav2Vec2(Objective):
         super().__init__(backbone, cfg, classes)
         if backbone.cfg.context != "transformer":
             raise ConfigError(
-                f"objective wav2vec2 masks the context network's input; backbone.context is "
-                f"'{backbone.cfg.context}', expected 'transformer'"
+                f"objective {type(self).__name__.lower()} masks the context network's input; "
+                f"backbone.context is '{backbone.cfg.context}', expected 'transformer'"
             )
         channels = backbone.cfg.conv_dims[-1]
         self.quantizer = GumbelQuantizer(
@@ -115,15 +115,26 @@ class Wav2Vec2(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         """Loss over the M masked frames of the batch; at evaluation also signs of collapse."""
+        z = self.backbone.encode(batch.wave, batch.wave_lens)
+        local = self.backbone.features(z)
+        context = self.backbone.context(z, batch.mask)
+        loss, _ = self.contrast(batch, z, local, context.x)
+        if not self.training:
+            loss.logs |= moments(context)
+        return loss
+
+    def contrast(self, batch: Batch, z: Frames, local: Tensor, x: Tensor) -> tuple[Loss, Quantized]:
+        """The loss for contextual frames x (B, T, D), and the M quantised targets.
+
+        Local features of the unmasked signal: z raw, `local` (B, T, C) as quantisers read them.
+        """
         mask, negatives = batch.mask, batch.negatives
         if mask is None or negatives is None:
             raise ValueError(
-                "wav2vec2 needs a batch with mask and negatives; see Objective.plan_fn"
+                f"{type(self).__name__.lower()} needs a batch with mask and negatives; see "
+                "Objective.plan_fn"
             )
-        z = self.backbone.encode(batch.wave, batch.wave_lens)
-        masked = self.backbone.features(z)[mask]  # (M, C), from the unmasked signal
-        context = self.backbone.context(z, mask)
-        c = context.x[mask]  # (M, D)
+        masked, c = local[mask], x[mask]  # (M, C), (M, D)
         counts = mask.sum(1)
         noise = None
         if self.training:
@@ -172,9 +183,7 @@ class Wav2Vec2(Objective):
             "code_hist": Sum(hits, n),
             "prob_hist": Sum(q.probs.detach().sum(0), n),
         }
-        if not self.training:
-            logs |= moments(context)
-        return Loss(total, n, logs)
+        return Loss(total, n, logs), q
 
     def summary(self, sums: Mapping[str, Sum]) -> dict[str, float]:
         """Adds perplexities of the hard choices and of the softmax, of at most groups * codes.

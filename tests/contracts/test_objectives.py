@@ -1,7 +1,8 @@
 """What every objective must keep, run over every file found in the objective folders.
 
 Parts that are random in the forward pass by design (dropout) are off; the diversity term of
-wav2vec 2.0 is off where additivity is tested, because it is a property of a whole micro-batch.
+wav2vec 2.0 and the mixing of WavLM are off where additivity is tested, because they are properties
+of a whole micro-batch.
 """
 
 from __future__ import annotations
@@ -45,11 +46,23 @@ AGGREGATOR = {
     "layers": 2,
     "context_kernels": (2, 3),
 }
+BACKBONES = {
+    "w2vbert": preset("tiny", **TRANSFORMER, block="conformer", block_kernel=5, block_dropout=0.0),
+    "wav2vec": preset("wav2vec-tiny", **AGGREGATOR),
+}
 OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
+    "w2vbert": {
+        "num_negatives": 10,
+        "diversity_weight": 0.0,
+        "final_dim": 16,
+        "codes": 24,
+        "code_dim": 16,
+    },
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
+    "wavlm": {"labels_per_frame": 2, "final_dim": 16, "mix_prob": 0.0},
 }
 #: Utterances of a batch are each other's negatives: the loss of one alone is not defined.
 ACROSS_UTTERANCES = {"simclr"}
@@ -58,10 +71,7 @@ ACROSS_UTTERANCES = {"simclr"}
 def build(name: str, **overrides) -> Objective:
     torch.manual_seed(0)
     cls = lookup.find(name, Objective)
-    if name == "wav2vec":
-        cfg = preset("wav2vec-tiny", **AGGREGATOR)
-    else:
-        cfg = preset("tiny", **TRANSFORMER)
+    cfg = BACKBONES.get(name, preset("tiny", **TRANSFORMER))
     classes = {"text": VOCABULARY, "speaker": SPEAKERS, "labels": CLUSTERS, None: ()}
     return cls(
         build_backbone(cfg),

@@ -44,7 +44,7 @@ class ContextTeacher(Teacher):
 
     network: Transformer
 
-    def __init__(self, backbone: Backbone, top: int, name: str) -> None:
+    def __init__(self, backbone: Backbone, top: int, ema: Decay, name: str) -> None:
         cfg = backbone.cfg
         if cfg.context != "transformer" or cfg.block != "transformer":
             raise ConfigError(
@@ -58,6 +58,16 @@ class ContextTeacher(Teacher):
             )
         super().__init__(backbone.encoder)
         self.top = top
+        self.ema, self.decay = ema, ema.start
+
+    def begin_step(self, student: nn.Module, step: int) -> None:
+        """The decay of update `step`; before the first, the student's weights as they are.
+
+        They may have been read from a file after the teacher was made.
+        """
+        self.decay = self.ema.at(step)
+        if step == 0:
+            self.copy(student)
 
     def follow(self, student: nn.Module, decay: float) -> None:
         """Weights <- decay * weights + (1 - decay) * the student's, but those of positions."""

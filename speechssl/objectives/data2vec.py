@@ -49,9 +49,8 @@ class Data2Vec(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        self.teacher = ContextTeacher(backbone, cfg.top_layers, "data2vec")
+        self.teacher = ContextTeacher(backbone, cfg.top_layers, cfg.ema, "data2vec")
         self.head = nn.Linear(backbone.dim, backbone.dim)
-        self.decay = cfg.ema.start
 
     @staticmethod
     def plan(
@@ -68,13 +67,11 @@ class Data2Vec(Objective):
     def begin_step(self, progress: Progress) -> None:
         """The teacher's decay; before the first update it starts from the student's weights."""
         super().begin_step(progress)
-        self.decay = self.cfg.ema.at(progress.step)
-        if progress.step == 0:
-            self.teacher.copy(self.backbone.encoder)
+        self.teacher.begin_step(self.backbone.encoder, progress.step)
 
     def after_step(self, progress: Progress) -> None:
         """The teacher follows the updated student."""
-        self.teacher.follow(self.backbone.encoder, self.decay)
+        self.teacher.follow(self.backbone.encoder, self.teacher.decay)
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Sum over frames of (M, D) of squares or smooth L1 over channels, over sqrt(D); eq. 2."""
@@ -102,7 +99,7 @@ class Data2Vec(Objective):
             "zero_loss": Sum(self.distance(torch.zeros_like(target), target), n),
             "target_squares": Sum(squares(target), n),
             "pred_squares": Sum(squares(predicted), n),
-            "ema_decay": Sum(one * self.decay, one),
+            "ema_decay": Sum(one * self.teacher.decay, one),
             "mask_frac": Sum(n, z.lens.sum()),
         }
         if not self.training:

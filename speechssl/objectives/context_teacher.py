@@ -39,7 +39,7 @@ class ContextTeacher(Teacher):
     """Positions, blocks and norms that follow the student's, and what the top blocks make of z.
 
     Convolutional encoder and projection are the student's own; the weights of the convolutional
-    positions are copied instead of averaged (arXiv 2202.03555, sections 3.1 and 4.2).
+    positions are copied instead of averaged (arXiv 2202.03555, section 3, as released).
     """
 
     network: Transformer

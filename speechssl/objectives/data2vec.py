@@ -74,7 +74,7 @@ class Data2Vec(Objective):
         self.teacher.follow(self.backbone.encoder, self.teacher.decay)
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Sum over frames of (M, D) of squares or smooth L1 over channels, over sqrt(D); eq. 2."""
+        """Sum over frames of (M, D) of squares or smooth L1 over channels, over sqrt(D)."""
         if self.cfg.beta == 0:  # torch takes beta 0 for plain L1
             summed = (predicted - target).square().sum()
         else:

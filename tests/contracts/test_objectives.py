@@ -48,6 +48,7 @@ AGGREGATOR = {
 OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "data2vec": {"mask": SpanMask(0.5, 3), "top_layers": 2},
+    "dinosr": {"mask": SpanMask(0.5, 3), "top_layers": 2, "codes": 16},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},

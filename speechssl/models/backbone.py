@@ -25,7 +25,11 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X (B, T, C) -> (B, T, D)."""
-        return F.dropout(self.projection(self.layer_norm(x)), self.dropout, self.training)
+        return F.dropout(self.project(x), self.dropout, self.training)
+
+    def project(self, x: Tensor) -> Tensor:
+        """X (B, T, C) -> (B, T, D), without dropout."""
+        return self.projection(self.layer_norm(x))
 
 
 class Backbone(nn.Module):
@@ -81,6 +85,15 @@ class Backbone(nn.Module):
         """Normalised local features (B, T, C) with their own dropout: what quantisers read."""
         x = z.x if self.feature_projection is None else self.feature_projection.layer_norm(z.x)
         return F.dropout(x, self.cfg.feature_dropout, self.training)
+
+    def project(self, z: Frames) -> Frames:
+        """What the context network makes its input of, x (B, T, D): no mask yet, no dropout.
+
+        Raises ValueError for the convolutional aggregator, which reads the local features.
+        """
+        if self.feature_projection is None:
+            raise ValueError("the convolutional aggregator has no projection before it")
+        return Frames(self.feature_projection.project(z.x), z.lens)
 
     def context(
         self,

@@ -78,6 +78,26 @@ def health(sums: Mapping[str, Sum]) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def squares(x: Tensor) -> Tensor:
+    """Sums over the rows of x (M, D) and over their squares, (2, D) float64; see `deviation`."""
+    x = x.double()
+    return torch.stack([x.sum(0), x.square().sum(0)])
+
+
+def deviation(sums: Sum) -> float:
+    """Mean over channels of sqrt(variance + 1e-6) over n rows, from their `squares`.
+
+    Of regression targets and predictions, 0.001 means that all are one. Source: fairseq's data2vec
+    (which calls it target_var and pred_var). NaN below two rows.
+    """
+    (total, of_squares), n = sums.total.double(), float(sums.count)
+    if n < 2:
+        return math.nan
+    variance = (of_squares - total.square() / n).clamp_min(0.0) / (n - 1)
+    return float((variance + 1e-6).sqrt().mean())
+
+
 def codes_in_use(sums: Mapping[str, Sum]) -> dict[str, float]:
     """What discrete targets are like, from `code_hist` (G, V), their counts; means over G groups.
 

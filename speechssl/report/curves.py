@@ -21,6 +21,7 @@ PANELS = {
     "wer": "word error rate",
     "cer": "character error rate",
     "code_ppl": "code perplexity",
+    "target_ppl": "perplexity of the teacher's codes",
     "prob_ppl": "softmax perplexity",
     "grad_norm": "gradient norm",
 }

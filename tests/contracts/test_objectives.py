@@ -52,6 +52,8 @@ BACKBONES = {
 }
 OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
+    "data2vec": {"mask": SpanMask(0.5, 3), "top_layers": 2},
+    "dinosr": {"mask": SpanMask(0.5, 3), "top_layers": 2, "codes": 16},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
     "w2vbert": {

@@ -8,13 +8,19 @@ from torch import Tensor, nn
 
 
 def standardise(
-    x: Tensor, lens: Tensor, *, least_std: float = 1e-5, hidden: Tensor | None = None
+    x: Tensor,
+    lens: Tensor,
+    *,
+    least_std: float = 1e-5,
+    eps: float = 1e-12,
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """Zero mean and unit variance of each channel over the valid frames of its utterance.
 
     x (B, T, C), lens (B,) frames -> (B, T, C), 0 in padding. Frames that `hidden` (B, T) marks have
     no part in mean and variance, but are shifted and scaled like the others. Deviations below
-    `least_std` count as that much. Speech recognition knows it as CMVN.
+    `least_std` count as that much; `eps` is added to the variance. Speech recognition knows it as
+    CMVN, and with eps 1e-5 it is instance normalisation (arXiv 1607.08022).
     """
     pad = (torch.arange(x.shape[1], device=x.device) >= lens[:, None])[..., None]  # (B, T, 1)
     apart = pad if hidden is None else pad | hidden[..., None]
@@ -23,7 +29,7 @@ def standardise(
     centred = (x - mean).masked_fill(pad, 0.0)
     variance = centred.masked_fill(apart, 0.0).square().sum(1, keepdim=True) / count
     # The root alone has an infinite gradient at 0, where a constant channel is.
-    return centred / (variance + 1e-12).sqrt().clamp(min=least_std)
+    return centred / (variance + eps).sqrt().clamp(min=least_std)
 
 
 class MaskedGroupNorm(nn.Module):

@@ -111,3 +111,22 @@ class Transformer(nn.Module):
             return Frames(x, z.lens, (*states, x) if layers else ())
         y = self.layer_norm(x)
         return Frames(y, z.lens, (*states, y), x) if layers else Frames(y, z.lens)
+
+    def feed_forwards(self, z: Frames, top: int) -> list[Tensor]:
+        """What the feed-forward parts of the `top` highest blocks put out, lowest block first.
+
+        z.x (B, T, D) projected and masked -> each (B, T, D), before dropout and residual. In
+        training mode a block that LayerDrop skips is left out. Conformer blocks have two such
+        parts and are not served.
+        """
+        found: list[Tensor] = []
+        hooks = [
+            block.feed_forward.register_forward_hook(lambda *call: found.append(call[-1]))  # type: ignore[union-attr]
+            for block in self.layers[self.num_layers - top :]
+        ]
+        try:
+            self(z)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found

@@ -1,6 +1,7 @@
 """Geometry, published sizes, and independence from padding of the backbone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from speechssl.errors import ConfigError
 from speechssl.geometry import FrameGeometry
 from speechssl.models.backbone import Backbone, build_backbone, normalize
+from speechssl.models.context.transformer import Transformer
 from speechssl.models.presets import PRESETS, BackboneConfig, preset
 from speechssl.objectives.wav2vec2 import Wav2Vec2
 from speechssl.types import Frames
@@ -187,3 +189,41 @@ def test_small_presets_run(name: str):
     out = backbone(torch.randn(1, 8000), torch.tensor([8000]), layers=True)
     assert out.x.shape == (1, backbone.geometry.frames(8000), backbone.dim)
     assert len(out.layers) == backbone.num_layers + 1
+
+
+@torch.no_grad()
+def test_what_is_projected_is_the_context_networks_input_without_dropout():
+    backbone = Backbone(small(input_dropout=0.5)).train()
+    z = backbone.encode(torch.randn(2, 6000), torch.tensor([6000, 4000]))
+    projected = backbone.project(z)
+    assert torch.equal(projected.x, backbone.project(z).x)
+    assert not torch.equal(backbone.context(z).x, backbone.context(z).x)
+    backbone.eval()
+    assert torch.equal(backbone.encoder(projected).x, backbone.context(z).x)
+    with pytest.raises(ValueError, match="no projection"):
+        Backbone(preset("wav2vec-tiny")).project(z)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@torch.no_grad()
+def test_what_feed_forwards_put_out_is_what_their_blocks_add(norm: str):
+    encoder = Backbone(small(layers=3, norm=norm)).eval().encoder
+    assert isinstance(encoder, Transformer)
+    z = Frames(torch.randn(2, 20, 32), torch.tensor([20, 13]))
+    states = encoder(z, layers=True)
+    found = encoder.feed_forwards(z, 2)
+    assert len(found) == 2
+    for index, got in zip((1, 2), found, strict=True):
+        block: Any = encoder.layers[index]
+        x, attend = states.layers[index], ~z.pad[:, None, None, :]
+        if norm == "pre":
+            x = x + block.attention(block.layer_norm(x), attend, None)
+            wanted = block.feed_forward(block.final_layer_norm(x))
+        else:
+            wanted = block.feed_forward(block.layer_norm(x + block.attention(x, attend, None)))
+        torch.testing.assert_close(got, wanted)
+    assert encoder.feed_forwards(z, 0) == []
+    # Nothing stays behind, even after an error.
+    with pytest.raises(RuntimeError, match="size"):
+        encoder.feed_forwards(Frames(torch.randn(2, 20, 31), z.lens), 3)
+    assert not any(module._forward_hooks for module in encoder.modules())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.models.blocks.norms import MaskedGroupNorm
+from speechssl.models.blocks.norms import MaskedGroupNorm, standardise
 
 
 def _pair(groups: int, channels: int, dtype: torch.dtype) -> tuple[MaskedGroupNorm, nn.GroupNorm]:
@@ -96,3 +96,14 @@ def test_half_precision_input_keeps_its_dtype_and_fp32_statistics() -> None:
 def test_channels_must_divide() -> None:
     with pytest.raises(ValueError, match="10 channels do not divide into 3 groups"):
         MaskedGroupNorm(3, 10)
+
+
+def test_standardise_with_an_eps_is_instance_norm_of_the_valid_frames() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 5, dtype=torch.float64) * 3e-3  # variances near the eps
+    got = standardise(x, torch.tensor([6, 9]), eps=1e-5)
+    for row, frames in enumerate((6, 9)):
+        alone = x[row, :frames].T[None]
+        wanted = torch.nn.functional.instance_norm(alone, eps=1e-5)[0].T
+        torch.testing.assert_close(got[row, :frames], wanted)
+    assert not got[0, 6:].any()

@@ -45,7 +45,13 @@ AGGREGATOR = {
     "layers": 2,
     "context_kernels": (2, 3),
 }
+#: Preset and sizes of those that do not train the small transformer.
+BACKBONES = {
+    "apc": ("gru-tiny", {"conv_dims": (24,) * 7, "dim": 32, "layers": 2, "dropout": 0.0}),
+    "wav2vec": ("wav2vec-tiny", AGGREGATOR),
+}
 OVERRIDES = {
+    "apc": {"mel_bins": 20},
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
@@ -58,13 +64,10 @@ ACROSS_UTTERANCES = {"simclr"}
 def build(name: str, **overrides) -> Objective:
     torch.manual_seed(0)
     cls = lookup.find(name, Objective)
-    if name == "wav2vec":
-        cfg = preset("wav2vec-tiny", **AGGREGATOR)
-    else:
-        cfg = preset("tiny", **TRANSFORMER)
+    kind, sizes = BACKBONES.get(name, ("tiny", TRANSFORMER))
     classes = {"text": VOCABULARY, "speaker": SPEAKERS, "labels": CLUSTERS, None: ()}
     return cls(
-        build_backbone(cfg),
+        build_backbone(preset(kind, **sizes)),
         cls.Config(**OVERRIDES.get(name, {}) | overrides),
         classes[cls.classes_from],
     )

@@ -10,7 +10,7 @@ from speechssl.types import Frames
 
 
 class GRUStack(nn.Module):
-    """Unidirectional gated recurrent layers (arXiv 1904.03240, section 2.1).
+    """Unidirectional gated recurrent layers (arXiv 1904.03240).
 
     Published as three layers of 512. Every layer but the first adds its input to its output;
     dropout stands between layers. Padding comes after the frames, so that none of them sees it.

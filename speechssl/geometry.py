@@ -43,6 +43,11 @@ class FrameGeometry:
             receptive = (receptive - 1) * stride + kernel
         return receptive
 
+    @property
+    def apart(self) -> int:
+        """Fewest frames from one to the next that shares no sample with it."""
+        return -(-self.receptive // self.hop)
+
     def frames(self, samples: Count) -> Count:
         """Number of frames of `samples` samples (int, array or tensor); 0 where too short."""
         for kernel, stride in zip(self.kernels, self.strides, strict=True):

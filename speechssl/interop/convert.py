@@ -83,9 +83,9 @@ def _must_have_counterpart(cfg: BackboneConfig, layout: Layout) -> None:
     if not has_counterpart(cfg, layout):
         raise CheckpointError(
             f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}', conv_first "
-            f"'{cfg.conv_first}', pos_conv '{cfg.pos_conv}' and projection_norm "
-            f"{cfg.projection_norm} has no counterpart in {layout}; the presets tiny, small, base "
-            "and large have one"
+            f"'{cfg.conv_first}', pos_conv '{cfg.pos_conv}', projection_norm "
+            f"{cfg.projection_norm} and causal {cfg.causal} has no counterpart in {layout}; the "
+            "presets tiny, small, base and large have one"
         )
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.models.context.conv import ConvAggregator
+from speechssl.models.context.gru import GRUStack
 from speechssl.models.context.transformer import Transformer
 from speechssl.models.features.conv import ConvEncoder, scale_gradient
 from speechssl.models.features.wav2vec import Wav2VecEncoder
@@ -50,13 +51,13 @@ class Backbone(nn.Module):
             self.feature_projection = None
         else:
             self.feature_extractor = ConvEncoder(cfg)
-            self.encoder = Transformer(cfg)
+            self.encoder = GRUStack(cfg) if cfg.context == "gru" else Transformer(cfg)
             self.feature_projection = Projection(
                 cfg.conv_dims[-1], cfg.dim, cfg.input_dropout, norm=cfg.projection_norm
             )
             self.masked_spec_embed = nn.Parameter(torch.rand(cfg.dim))
         self.geometry = self.feature_extractor.geometry
-        self.causal: bool = self.encoder.causal
+        self.causal: bool = self.encoder.causal  # what that means: `BackboneConfig.looks_back`
 
     def begin_step(self, seed: int, step: int) -> None:
         """Decisions that hold for a whole update, equal on all ranks (LayerDrop)."""

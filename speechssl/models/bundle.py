@@ -113,9 +113,9 @@ def _family(cfg: BackboneConfig, asked: str | None, plain: bool) -> str | None:
         )
     if own is None and plain:
         raise CheckpointError(
-            f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}' and conv_first "
-            f"'{cfg.conv_first}' has no class in transformers; the presets tiny, small, base and "
-            "large have one"
+            f"a backbone with context '{cfg.context}', conv_norm '{cfg.conv_norm}', conv_first "
+            f"'{cfg.conv_first}' and causal {cfg.causal} has no class in transformers; the presets "
+            "tiny, small, base and large have one"
         )
     return asked or own
 

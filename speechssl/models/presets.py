@@ -17,7 +17,9 @@ class BackboneConfig:
     layer over channels (LV60, XLS-R), `global` every layer over channels and time (wav2vec v1).
     conv_first: layer 0 is a convolution like the others, or a learnt `filterbank` of conv_dims[0]
     bands that starts on the mel scale (no counterpart at Hugging Face).
-    context: `transformer`, `conv` (wav2vec v1's causal aggregator) or `none` (log-mel baseline).
+    context: `transformer`, `conv` (wav2vec v1's aggregator, which looks backwards but for its
+    norms), `gru` (recurrent layers that only look backwards) or `none` (log-mel baseline).
+    causal: the transformer looks backwards only: attention, positions and conformer blocks.
     projection_norm: a layer norm stands before the projection into the context network.
     pos_conv: positions by one convolution with weight norm (wav2vec 2.0), by a plain one on
     batch-normed frames (`batch_norm`, some HuBERT), by `pos_depth` plain ones with layer norms
@@ -38,7 +40,8 @@ class BackboneConfig:
     conv_bias: bool = True
     conv_norm: Literal["group", "layer", "global"] = "layer"
     conv_first: Literal["conv", "filterbank"] = "conv"
-    context: Literal["transformer", "conv", "none"] = "transformer"
+    context: Literal["transformer", "conv", "gru", "none"] = "transformer"
+    causal: bool = False  # of a transformer; see `looks_back`
     context_kernels: tuple[int, ...] = ()  # of the conv aggregator, one per layer
     dim: int = 256
     layers: int = 4
@@ -130,16 +133,36 @@ class BackboneConfig:
                 f"{self.dim // self.heads} of them (dim / heads), expected an even number"
             )
         elsewhere: tuple[str, ...] = () if self.context == "transformer" else _TRANSFORMER_ONLY
+        if self.context == "gru":
+            elsewhere = tuple(key for key in elsewhere if key not in _ALSO_GRU)
         if self.context != "conv":
             elsewhere += ("context_kernels",)
         if ignored := [k for k in elsewhere if getattr(self, k) != getattr(type(self), k)]:
             raise ConfigError(
                 f"backbone: context '{self.context}' has no use for {', '.join(ignored)}; leave "
-                "them out, or change context (its presets: wav2vec for conv, logmel for none)"
+                "them out, or change context (its presets: wav2vec for conv, gru-tiny for gru, "
+                "logmel for none)"
             )
+        if self.looks_back and self.conv_norm != "layer":
+            asked = "context 'gru'" if self.context == "gru" else "causal true"
+            raise ConfigError(
+                f"backbone: {asked} needs frames that know nothing of later ones; conv_norm "
+                f"'{self.conv_norm}' takes statistics over the whole utterance, expected 'layer'"
+            )
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether no frame depends on samples after its own.
+
+        But for two numbers: with `normalize` the mean and the gain of the waveform are those of the
+        whole utterance. They are fixed functions of it, so that training cannot make them carry
+        more, unlike statistics of learnt features, which are refused.
+        """
+        return self.context == "gru" or self.causal
 
 
 _TRANSFORMER_ONLY = (
+    "causal",
     "conv_first",
     "heads",
     "ffn",
@@ -162,6 +185,7 @@ _TRANSFORMER_ONLY = (
     "layerdrop",
     "input_dropout",
 )
+_ALSO_GRU = ("conv_first", "projection_norm", "input_dropout")
 
 
 _BASE = {
@@ -195,6 +219,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "conv_strides": (160, 2, 2),  # 25 frames a second: half the work of 50
         "conv_first": "filterbank",
     },
+    "gru-tiny": {"context": "gru", "layers": 3},
     "small": {"conv_dims": (256,) * 7, "dim": 384, "layers": 6, "heads": 6, "ffn": 1536},
     "base": _BASE,
     "wavlm-base": _BASE | {"attention_positions": "gated_relative"},

@@ -87,8 +87,7 @@ class Wav2Vec(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         if cfg.offset_frames is None:
-            geometry = backbone.geometry
-            cfg = replace(cfg, offset_frames=-(-geometry.receptive // geometry.hop))
+            cfg = replace(cfg, offset_frames=backbone.geometry.apart)
         super().__init__(backbone, cfg, classes)
         self.predict = StepPredictor(backbone.dim, backbone.cfg.conv_dims[-1], cfg.num_steps)
 

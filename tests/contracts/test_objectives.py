@@ -46,11 +46,17 @@ AGGREGATOR = {
     "layers": 2,
     "context_kernels": (2, 3),
 }
+#: Preset and sizes of those that do not train the small transformer.
 BACKBONES = {
-    "w2vbert": preset("tiny", **TRANSFORMER, block="conformer", block_kernel=5, block_dropout=0.0),
-    "wav2vec": preset("wav2vec-tiny", **AGGREGATOR),
+    "apc": ("gru-tiny", {"conv_dims": (24,) * 7, "dim": 32, "layers": 2, "dropout": 0.0}),
+    "w2vbert": (
+        "tiny",
+        TRANSFORMER | {"block": "conformer", "block_kernel": 5, "block_dropout": 0.0},
+    ),
+    "wav2vec": ("wav2vec-tiny", AGGREGATOR),
 }
 OVERRIDES = {
+    "apc": {"mel_bins": 20},
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "data2vec": {"mask": SpanMask(0.5, 3), "top_layers": 2},
     "dinosr": {"mask": SpanMask(0.5, 3), "top_layers": 2, "codes": 16},
@@ -73,10 +79,10 @@ ACROSS_UTTERANCES = {"simclr"}
 def build(name: str, **overrides) -> Objective:
     torch.manual_seed(0)
     cls = lookup.find(name, Objective)
-    cfg = BACKBONES.get(name, preset("tiny", **TRANSFORMER))
+    kind, sizes = BACKBONES.get(name, ("tiny", TRANSFORMER))
     classes = {"text": VOCABULARY, "speaker": SPEAKERS, "labels": CLUSTERS, None: ()}
     return cls(
-        build_backbone(cfg),
+        build_backbone(preset(kind, **sizes)),
         cls.Config(**OVERRIDES.get(name, {}) | overrides),
         classes[cls.classes_from],
     )

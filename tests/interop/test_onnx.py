@@ -33,6 +33,7 @@ KINDS = {
     "stack": CONVS
     | {"projection_norm": False, "pos_conv": "stack", "pos_depth": 3, "pos_kernel": 5},
     "filterbank": {"preset": "filterbank-tiny", "conv_dims": (16, 24, 24)},
+    "causal": CONVS | {"causal": True},
 }
 
 
@@ -107,8 +108,9 @@ def test_a_graph_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob("*.onnx*"))
 
 
-def test_what_has_no_graph_says_so(tmp_path: Path, capsys):
-    save_bundle(tmp_path / "m", Backbone(preset("wav2vec-tiny")), card={})
+@pytest.mark.parametrize("kind", ["wav2vec-tiny", "gru-tiny"])
+def test_what_has_no_graph_says_so(kind: str, tmp_path: Path, capsys):
+    save_bundle(tmp_path / "m", Backbone(preset(kind)), card={})
     assert main(["export", str(tmp_path / "m"), str(tmp_path / "x.onnx")]) == 2
     assert "context 'transformer'" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "m"), str(tmp_path / "x.pt")]) == 2

@@ -26,6 +26,7 @@ from speechssl.extract.kmeans import fit
 from speechssl.extract.labels import write_manifest_labels
 from speechssl.models.backbone import build_backbone
 from speechssl.models.presets import preset
+from speechssl.objectives.apc import APC
 from speechssl.objectives.base import Objective
 from speechssl.objectives.bestrq import BestRQ
 from speechssl.objectives.context_teacher import Decay
@@ -222,3 +223,13 @@ def test_dinosr_learns(real_speech: Path):
     assert scores["target_ppl"] > 4
     assert scores["accuracy"] > 1.3 * scores["top_code_share"]
     assert scores["known_nats"] > 0.1
+
+
+def test_apc_learns(real_speech: Path):
+    objective = APC(build_backbone(preset("gru-tiny", layers=2)), APC.Config())
+    optim = OptimConfig(lr=2e-3, steps=150, warmup_steps=15, clip_norm=5.0)
+    scores = learn(objective, optim, real_speech / "so762")
+    print(scores)
+    assert scores["to_copy"] < 1
+    assert scores["to_linear"] < 1
+    assert scores["l1"] > scores["neighbour_l1"] * 0.5

@@ -24,8 +24,9 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, attend: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        """X (B, T, D), attend (B, 1, 1, T) bool, True = may be looked at, or None for all.
+        """X (B, T, D), attend bool, True = may be looked at, or None for all.
 
+        `attend` is (B, 1, 1, T) or, where it depends on who looks, (B or 1, 1, T, T).
         `positions` is what `positions_of` gave the first block for T frames.
         """
         q, k, v = (

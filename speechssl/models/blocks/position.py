@@ -1,4 +1,8 @@
-"""Positions by convolution."""
+"""Positions by convolution.
+
+`causal` ones see a frame and those before it: padded by all of the kernel but one frame, with the
+frames beyond the last dropped.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,12 @@ class ConvPosition(nn.Module):
     An even kernel would add a frame; the last one is dropped, as in the original.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, *, batch_norm: bool = False) -> None:
+    def __init__(
+        self, dim: int, kernel: int, groups: int, *, batch_norm: bool = False, causal: bool = False
+    ) -> None:
         super().__init__()
-        conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+        padding = kernel - 1 if causal else kernel // 2
+        conv = nn.Conv1d(dim, dim, kernel, padding=padding, groups=groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (kernel * dim)))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         self.batch_norm = StoredBatchNorm(dim) if batch_norm else None
@@ -43,9 +50,13 @@ class ConvStackPosition(nn.Module):
     so that padding never changes a result; the original lets it in after the first.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, depth: int) -> None:
+    def __init__(
+        self, dim: int, kernel: int, groups: int, depth: int, *, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_PlainConv(dim, kernel, groups) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            _PlainConv(dim, kernel, groups, causal=causal) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor, pad: Tensor | None) -> Tensor:
         """X (B, T, D), zero where pad (B, T) is True; None pads nothing -> (B, T, D)."""
@@ -59,9 +70,10 @@ class ConvStackPosition(nn.Module):
 class _PlainConv(nn.Module):
     """Convolution, layer norm without weights, GELU."""
 
-    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+    def __init__(self, dim: int, kernel: int, groups: int, *, causal: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+        padding = kernel - 1 if causal else kernel // 2
+        self.conv = nn.Conv1d(dim, dim, kernel, padding=padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """X (B, T, D) -> (B, T, D)."""
@@ -74,6 +86,10 @@ def build_position(cfg: BackboneConfig) -> ConvPosition | ConvStackPosition | No
     if cfg.pos_conv == "none":
         return None
     if cfg.pos_conv == "stack":
-        return ConvStackPosition(cfg.dim, cfg.pos_kernel, cfg.pos_groups, cfg.pos_depth)
+        return ConvStackPosition(
+            cfg.dim, cfg.pos_kernel, cfg.pos_groups, cfg.pos_depth, causal=cfg.causal
+        )
     batch_norm = cfg.pos_conv == "batch_norm"
-    return ConvPosition(cfg.dim, cfg.pos_kernel, cfg.pos_groups, batch_norm=batch_norm)
+    return ConvPosition(
+        cfg.dim, cfg.pos_kernel, cfg.pos_groups, batch_norm=batch_norm, causal=cfg.causal
+    )

@@ -16,7 +16,7 @@ class ConvModule(nn.Module):
 
     Source: arXiv 2005.08100, section 2.2. Differs: padded frames are zero before the depthwise
     convolution; the norm in it is a layer norm by default, because the statistics of a batch would
-    make a result depend on the other utterances.
+    make a result depend on the other utterances. A causal one convolves the frames before.
     """
 
     def __init__(self, cfg: BackboneConfig) -> None:
@@ -24,9 +24,8 @@ class ConvModule(nn.Module):
         dim, kernel = cfg.dim, cfg.block_kernel
         self.layer_norm = nn.LayerNorm(dim)
         self.pointwise_conv1 = nn.Conv1d(dim, 2 * dim, 1, bias=False)
-        self.depthwise_conv = nn.Conv1d(
-            dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False
-        )
+        padding = kernel - 1 if cfg.causal else kernel // 2
+        self.depthwise_conv = nn.Conv1d(dim, dim, kernel, padding=padding, groups=dim, bias=False)
         self.batch_norm = StoredBatchNorm(dim) if cfg.block_norm == "batch" else None
         self.inner_norm = nn.LayerNorm(dim) if cfg.block_norm == "layer" else None
         self.pointwise_conv2 = nn.Conv1d(dim, dim, 1, bias=False)
@@ -38,7 +37,7 @@ class ConvModule(nn.Module):
         y = F.glu(self.pointwise_conv1(self.layer_norm(x).transpose(1, 2)), dim=1)
         if pad is not None:
             y = y.masked_fill(pad[:, None, :], 0.0)
-        y = self.depthwise_conv(y)
+        y = self.depthwise_conv(y)[..., : x.shape[1]]
         if self.batch_norm is not None:
             y = self.batch_norm(y)
         if self.inner_norm is not None:

@@ -36,11 +36,12 @@ class AggregatorLayer(nn.Module):
 class ConvAggregator(nn.Module):
     """Stacked causal convolutions (arXiv 1904.05862, section 2.1).
 
-    The paper's networks: nine layers of width 3 (base), twelve of width 2 to 13 (large). `causal`
-    holds up to the norms, whose statistics cover the whole utterance, as in the original.
+    The paper's networks: nine layers of width 3 (base), twelve of width 2 to 13 (large). Not
+    `causal`, though the convolutions are: the statistics of the norms, which are of learnt
+    features, cover the whole utterance, as in the original.
     """
 
-    causal = True
+    causal = False
 
     def __init__(self, cfg: BackboneConfig) -> None:
         super().__init__()

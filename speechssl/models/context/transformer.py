@@ -54,13 +54,13 @@ class Transformer(nn.Module):
     """Convolutional positions and L blocks (arXiv 2006.11477, section 2).
 
     LayerDrop (arXiv 1909.11556) skips whole blocks while training. Which ones is a function of
-    (seed, step), so that all ranks skip the same: ZeRO mixes up gradients otherwise.
+    (seed, step), so that all ranks skip the same: ZeRO mixes up gradients otherwise. A `causal` one
+    lets every frame look at itself and those before.
     """
-
-    causal = False
 
     def __init__(self, cfg: BackboneConfig) -> None:
         super().__init__()
+        self.causal = cfg.causal
         self.pre = cfg.norm == "pre"
         self.dropout = cfg.dropout
         self.layerdrop = cfg.layerdrop
@@ -93,6 +93,10 @@ class Transformer(nn.Module):
         asked = pad.device.type == "cpu" and not torch.compiler.is_exporting()
         full = asked and not bool(pad.any())
         attend = None if full else ~pad[:, None, None, :]
+        if self.causal:
+            # Before a frame that counts there is no padding, so that this mask is enough.
+            at = torch.arange(z.x.shape[1], device=pad.device)
+            attend = (at[None, :] <= at[:, None])[None, None]  # (1, 1, T, T)
         x = z.x if full else z.x.masked_fill(pad[:, :, None], 0.0)
         hidden = None if full else pad
         if self.pos_conv_embed is not None:

@@ -1,7 +1,7 @@
 """BackboneConfig to the keys of a Hugging Face config.json, and back.
 
 Torch-free. Families: Wav2Vec2, Hubert, WavLM and Data2VecAudio. Backbones without a class there
-(wav2vec v1, log-mel) get a model type of ours.
+(wav2vec v1, log-mel, those that only look backwards) get a model type of ours.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def family(cfg: BackboneConfig) -> str | None:
     """
     if cfg.context != "transformer" or cfg.conv_norm == "global" or cfg.conv_first != "conv":
         return None
+    if cfg.causal:
+        return None  # the names of the weights would fit, and its attention would see the future
     positions, conv = cfg.attention_positions, cfg.pos_conv
     if cfg.block == "conformer":
         published = positions != "gated_relative" and conv == "none" and cfg.block_norm == "batch"
@@ -170,7 +172,8 @@ def to_hf(
     kind = kind or family(cfg)
     if kind is None:
         other = "wav2vec2-filterbank" if cfg.conv_first == "filterbank" else "wav2vec2-variant"
-        ours = {"conv": "wav2vec", "none": "logmel"}.get(cfg.context, other)
+        other = "wav2vec2-causal" if cfg.causal else other
+        ours = {"conv": "wav2vec", "gru": "gru", "none": "logmel"}.get(cfg.context, other)
         return {"model_type": f"speechssl-{ours}", "architectures": []}
     config: dict[str, Any] = {
         "model_type": kind,

@@ -39,7 +39,7 @@ manifest_stage() {
 # For the objectives that predict clusters.
 label() {
   rm -rf "$labels"
-  speechssl cluster "$manifests"/pretrain{,_valid}.jsonl --out "$labels" --clusters 100 --norm mean
+  speechssl cluster "$manifests"/pretrain{,_valid}.jsonl --out "$labels" --clusters 100 --norm utterance
 }
 
 measure_all() {

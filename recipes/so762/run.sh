@@ -2,7 +2,7 @@
 # speechocean762: a few hours of read English by 250 speakers, half of them children.
 # Does pre-training help? Word error rate with 10 minutes and 1 hour of labels, beside the same
 # network from scratch; frozen representations beside log-mel and random weights; speakers too.
-#   0 manifests and cluster labels     1 pre-train (HuBERT, and SimCLR for speakers)
+#   0 manifests     1 pre-train (BEST-RQ, and SimCLR for speakers)
 #   2 speech recognition (fine-tuned and frozen)       3 speaker identification (frozen)
 #   4 evaluate the recognisers on dev and test         5 RESULTS.md and curves
 # --data is the folder that holds so762_full/ or so762/ (manifest.jsonl and audio).
@@ -24,18 +24,10 @@ label_sizes() { # the smaller corpus has no hour of labels
 manifest_stage() {
   if ((smoke)) && [[ -z $data ]]; then
     demo_as_so762
-  else
-    need_data "a folder with so762_full/ or so762/"
-    python -m data_prep.so762 prepare "$data" "$manifests"
+    return
   fi
-  label
-}
-
-# The targets of HuBERT. Made again from the start, for the manifests may be others.
-label() {
-  rm -rf "$out/labels"
-  speechssl cluster "$manifests"/pretrain{,_valid}.jsonl --out "$out/labels" --clusters 100 \
-    --norm mean
+  need_data "a folder with so762_full/ or so762/"
+  python -m data_prep.so762 prepare "$data" "$manifests"
 }
 
 # --smoke without --data: the demo corpus under the names of this one.
@@ -47,11 +39,11 @@ demo_as_so762() {
 
 # For what is said, masked prediction; for who says it, utterances against each other.
 pretrain() {
-  at_once pretrain train --config $recipe/conf/pretrain.yaml --run.out "$out/pretrain" \
-    --data.train "$out/labels/pretrain.jsonl" --data.valid "$out/labels/pretrain_valid.jsonl"
-  at_once pretrain_speaker train --config $recipe/conf/pretrain_speaker.yaml \
-    --run.out "$out/pretrain_speaker" \
-    --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
+  local name
+  for name in pretrain pretrain_speaker; do
+    at_once $name train --config $recipe/conf/$name.yaml --run.out "$out/$name" \
+      --data.train "$manifests/pretrain.jsonl" --data.valid "$manifests/pretrain_valid.jsonl"
+  done
   all_done
 }
 
@@ -174,12 +166,12 @@ results_table() {
   printf '\n## Speaker identification, frozen, closed set (accuracy, percent)\n\n'
   printf '| representation | dev | test |\n| --- | --- | --- |\n'
   speaker_row "SimCLR" 1
-  speaker_row "HuBERT" 2
+  speaker_row "BEST-RQ" 2
   speaker_row "random weights" 3
   speaker_row "log-mel" 4
 }
 
-run_stage 0 "manifests and labels" manifest_stage
+run_stage 0 "manifests" manifest_stage
 run_stage 1 "pre-train" pretrain pretrain pretrain_speaker
 run_stage 2 "speech recognition" recognisers ctc ctc_10min ctc_frozen
 run_stage 3 "speaker identification" speaker_identification

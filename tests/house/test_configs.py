@@ -11,9 +11,15 @@ CONFIGS = sorted((ROOT / "recipes").rglob("conf/*.yaml"))
 
 
 def with_base(file):
-    """A file that names no objective goes on top of the one its name starts with."""
+    """A file that names no objective goes on top of the one its name starts with.
+
+    Where there is a `_common.yaml`, all go on top of that which do not begin with a bar themselves.
+    """
+    common = file.with_name("_common.yaml")
+    if file == common:
+        return [common, file.with_name("bestrq.yaml")]
     if "name:" in file.read_text(encoding="utf-8"):
-        return [file]
+        return [common, file] if common.exists() and file.stem[0] != "_" else [file]
     return [file.with_name(file.stem.partition("_")[0] + ".yaml"), file]
 
 

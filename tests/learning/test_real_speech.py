@@ -219,17 +219,16 @@ def test_dinosr_learns(real_speech: Path):
     )
     optim = OptimConfig(lr=1e-3, steps=120, warmup_steps=15, clip_norm=10.0)
     scores = learn(objective, optim, real_speech / "so762")
-    print(scores)
-    assert scores["target_ppl"] > 4
-    assert scores["accuracy"] > 1.3 * scores["top_code_share"]
-    assert scores["known_nats"] > 0.1
+    assert scores["target_ppl"] > 3  # 5.1 when calibrated: few updates leave most codes unused
+    assert scores["accuracy"] > 1.3 * scores["top_code_share"]  # 0.64 to 0.30
+    assert scores["known_nats"] > 0.2  # 0.47; nothing is known where all have one code
 
 
 def test_apc_learns(real_speech: Path):
-    objective = APC(build_backbone(preset("gru-tiny", layers=2)), APC.Config())
+    backbone = build_backbone(preset("filterbank-tiny", context="gru", layers=2))
+    objective = APC(backbone, APC.Config())
     optim = OptimConfig(lr=2e-3, steps=150, warmup_steps=15, clip_norm=5.0)
     scores = learn(objective, optim, real_speech / "so762")
-    print(scores)
-    assert scores["to_copy"] < 1
-    assert scores["to_linear"] < 1
-    assert scores["l1"] > scores["neighbour_l1"] * 0.5
+    assert scores["to_copy"] < 0.95  # 0.86 when calibrated
+    assert scores["to_linear"] < 1  # 0.963: better than any multiple of what is heard now
+    assert scores["l1"] > scores["neighbour_l1"]  # 0.65 and 0.55: the future does not leak in

@@ -53,6 +53,8 @@ class Plan:
     channel_mask: np.ndarray | None = None  # (B, D) bool, True = channel set to zero
     negatives: np.ndarray | None = None  # int64, shape as the objective that drew it says
     views: np.ndarray | None = None  # (B, 2, 2) int64, first frame and frames of two segments
+    replacement: np.ndarray | None = None  # (B, T) int64, which frame stands here; -1 = mask vector
+    band: np.ndarray | None = None  # (B, 2) int64, first and number of the mel bins taken out
 
 
 @dataclass(slots=True)
@@ -72,6 +74,8 @@ class Batch:
     channel_mask: Tensor | None = None  # (B, D) bool, True = zeroed
     negatives: Tensor | None = None  # int64, shape as the objective says
     views: Tensor | None = None  # (B, 2, 2) int64, first frame and frames of two segments
+    replacement: Tensor | None = None  # (B, T) int64, which frame stands here; -1 = mask vector
+    band: Tensor | None = None  # (B, 2) int64, first and number of the mel bins taken out
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
     labels: Tensor | None = None  # (B, T, P) int64, P for each frame; -100 on padding

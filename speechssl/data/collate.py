@@ -62,6 +62,8 @@ class Collator:
             channel_mask=_tensor(plan.channel_mask),
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
+            replacement=_tensor(plan.replacement),
+            band=_tensor(plan.band),
         )
         if self.labels_per_frame:
             batch.labels = _padded([e.labels for e in examples], self.labels_per_frame)
@@ -90,6 +92,8 @@ class Collator:
             channel_mask=_tensor(plan.channel_mask),
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
+            replacement=_tensor(plan.replacement),
+            band=_tensor(plan.band),
         )
         if self.labels_per_frame:
             nothing = np.zeros((int(frames[0]), self.labels_per_frame), np.int64)

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import ConfigError
-from speechssl.models.backbone import Backbone, normalize
-from speechssl.models.blocks.norms import standardise
+from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import RandomQuantizer
-from speechssl.models.features.mel import HOP, LEAST_STD, RATE_HZ, LogMel, stack_frames
 from speechssl.objectives.base import Objective
 from speechssl.objectives.health import codes_in_use, health, moments
 from speechssl.objectives.masking import SpanMask
+from speechssl.objectives.mel_targets import MelTargets
 from speechssl.types import Batch, Loss, Plan, Sum
 
 
@@ -54,21 +53,9 @@ class BestRQ(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        if backbone.cfg.context != "transformer":
-            raise ConfigError(
-                f"objective bestrq masks the context network's input; backbone.context is "
-                f"'{backbone.cfg.context}', expected 'transformer'"
-            )
-        geometry = backbone.geometry
-        if geometry.rate_hz != RATE_HZ or geometry.hop % HOP:
-            raise ConfigError(
-                f"objective bestrq stacks log-mel frames of {HOP} samples at {RATE_HZ} Hz; the "
-                f"backbone has frames of {geometry.hop} samples at {geometry.rate_hz} Hz, expected "
-                f"a multiple of {HOP} (backbone.conv_strides) at {RATE_HZ}"
-            )
-        self.mel = LogMel(cfg.mel_bins)
-        stacked = cfg.mel_bins * geometry.hop // HOP
-        self.quantizer = RandomQuantizer(stacked, cfg.codebooks, cfg.codes, cfg.code_dim)
+        self.require_masking()
+        self.mel = MelTargets(backbone.geometry, cfg.mel_bins, "bestrq")
+        self.quantizer = RandomQuantizer(self.mel.dim, cfg.codebooks, cfg.codes, cfg.code_dim)
         self.head = nn.Linear(backbone.dim, cfg.codebooks * cfg.codes)
 
     @staticmethod
@@ -86,11 +73,7 @@ class BestRQ(Objective):
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
         """Codes of every frame, (B, T, K) int64; those of padding mean nothing."""
-        geometry = self.backbone.geometry
-        frames = geometry.frames(batch.wave.shape[1])
-        mel = self.mel(normalize(batch.wave, batch.wave_lens))
-        x = stack_frames(mel, batch.wave_lens, frames, geometry.hop)  # (B, T, n)
-        x = standardise(x, batch.frame_lens, least_std=LEAST_STD)
+        x = self.mel(batch)  # (B, T, n)
         return self.quantizer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def forward(self, batch: Batch) -> Loss:

@@ -49,6 +49,7 @@ OVERRIDES = {
     "bestrq": {"codebooks": 2, "codes": 16, "mask": SpanMask(0.5, 3)},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
+    "tera": {"mel_bins": 20, "mask": SpanMask(0.3, 3)},
     "wav2vec2": {"num_negatives": 10, "diversity_weight": 0.0, "final_dim": 16, "code_dim": 16},
 }
 #: Utterances of a batch are each other's negatives: the loss of one alone is not defined.

@@ -54,6 +54,8 @@ class Plan:
     negatives: np.ndarray | None = None  # int64, shape as the objective that drew it says
     views: np.ndarray | None = None  # (B, 2, 2) int64, first frame and frames of two segments
     mixing: np.ndarray | None = None  # (B, 5) float32, what is mixed in; see objectives/wavlm.py
+    replacement: np.ndarray | None = None  # (B, T) int64, which frame stands here; -1 = mask vector
+    band: np.ndarray | None = None  # (B, 2) int64, first and number of the mel bins taken out
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class Batch:
     negatives: Tensor | None = None  # int64, shape as the objective says
     views: Tensor | None = None  # (B, 2, 2) int64, first frame and frames of two segments
     mixing: Tensor | None = None  # (B, 5) float32, row mixed in or -1, dB, and three shares
+    replacement: Tensor | None = None  # (B, T) int64, which frame stands here; -1 = mask vector
+    band: Tensor | None = None  # (B, 2) int64, first and number of the mel bins taken out
     tokens: Tensor | None = None  # (B, L) int64
     token_lens: Tensor | None = None  # (B,) int64
     labels: Tensor | None = None  # (B, T, P) int64, P for each frame; -100 on padding

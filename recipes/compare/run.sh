@@ -6,7 +6,8 @@
 # Every finished system is a small file in results/, which is reused: what is there is not trained
 # again, so the table can grow over several sittings. Remove a file to measure its system anew.
 # --data is the folder that holds so762_full/ (or so762/) and fsdd/.
-#   ONLY    the systems to measure, names of conf/ (default: all): ONLY="hubert bestrq"
+#   ONLY    the systems to measure, names of conf/ (default: all; random and hubert under --smoke):
+#           ONLY="hubert bestrq"
 #   SEEDS   the seeds of each (default: 1): SEEDS="1 2 3"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -23,6 +24,7 @@ fi
 seeds=${SEEDS:-1}
 results=$recipe/results
 if ((smoke)); then results=$out/results; fi
+if ((smoke)); then ONLY=${ONLY:-random hubert}; fi
 only=${ONLY:-$(cd $recipe/conf && printf '%s\n' *.yaml | sed 's/\.yaml$//' | grep -v '^_')}
 
 manifest_stage() {
@@ -120,7 +122,7 @@ results_table() {
       for (i = 4; i <= 7; i++) if ($i != "-") { seen[$1, i]++; sum[$1, i] += 100 * $i; square[$1, i] += 1e4 * $i * $i } }
     function shown(name, i,   count, mean, spread) {
       count = seen[name, i]
-      if (!count) return "-"
+      if (!count) return ""
       mean = sum[name, i] / count
       if (count == 1) return sprintf("%.1f", mean)
       spread = (square[name, i] - count * mean * mean) / (count - 1)

@@ -63,6 +63,8 @@ class Collator:
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
             mixing=_tensor(plan.mixing),
+            replacement=_tensor(plan.replacement),
+            band=_tensor(plan.band),
         )
         if self.labels_per_frame:
             batch.labels = _padded([e.labels for e in examples], self.labels_per_frame)
@@ -92,6 +94,8 @@ class Collator:
             negatives=_tensor(plan.negatives),
             views=_tensor(plan.views),
             mixing=_tensor(plan.mixing),
+            replacement=_tensor(plan.replacement),
+            band=_tensor(plan.band),
         )
         if self.labels_per_frame:
             nothing = np.zeros((int(frames[0]), self.labels_per_frame), np.int64)

@@ -15,7 +15,7 @@ from speechssl.models.backbone import Backbone
 from speechssl.objectives.ahead import must_look_back
 from speechssl.objectives.base import Objective
 from speechssl.objectives.health import health, moments
-from speechssl.objectives.spectrum import Spectrum
+from speechssl.objectives.mel_targets import MelTargets
 from speechssl.types import Batch, Loss, Plan, Sum
 
 
@@ -58,8 +58,8 @@ class APC(Objective):
             )
         super().__init__(backbone, replace(cfg, ahead_frames=n), classes)
         self.ahead = n
-        self.spectrum = Spectrum(geometry, cfg.mel_bins)
-        self.head = nn.Linear(backbone.dim, self.spectrum.dim)
+        self.mel = MelTargets(geometry, cfg.mel_bins, "apc")
+        self.head = nn.Linear(backbone.dim, self.mel.dim)
 
     @staticmethod
     def plan(
@@ -81,7 +81,7 @@ class APC(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         """Loss over the predicted frames of the batch; at evaluation also signs of collapse."""
-        x, n = self.spectrum(batch), self.ahead  # (B, T, bins)
+        x, n = self.mel(batch), self.ahead  # (B, T, bins)
         z = self.backbone.encode(batch.wave, batch.wave_lens)
         context = self.backbone.context(z)
         told = ~context.pad[:, n:]  # (B, T - n), True where frame t + n exists

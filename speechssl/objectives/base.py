@@ -61,6 +61,19 @@ class Objective(nn.Module):
         self.cfg = cfg
         self.classes = tuple(classes)
 
+    @property
+    def name(self) -> str:
+        """Its name in complaints, that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def require_masking(self) -> None:
+        """Raise ConfigError where the context network takes no masked input."""
+        if self.backbone.cfg.context != "transformer":
+            raise ConfigError(
+                f"objective {self.name} masks the context network's input; backbone.context is "
+                f"'{self.backbone.cfg.context}', expected 'transformer'"
+            )
+
     def know_training_data(self, utterances: Sequence[Utterance]) -> None:
         """Called once, before training begins or weights are read: what labels alone can tell.
 

@@ -18,7 +18,7 @@ from speechssl.models.blocks.quantize import RandomQuantizer
 from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.health import DEGENERATE, codes_in_use, health, moments
 from speechssl.objectives.masking import SpanMask
-from speechssl.objectives.spectrum import Spectrum
+from speechssl.objectives.mel_targets import MelTargets
 from speechssl.types import Batch, Loss, Plan, Sum
 
 
@@ -53,13 +53,9 @@ class BestRQ(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        if backbone.cfg.context != "transformer":
-            raise ConfigError(
-                f"objective bestrq masks the context network's input; backbone.context is "
-                f"'{backbone.cfg.context}', expected 'transformer'"
-            )
-        self.spectrum = Spectrum(backbone.geometry, cfg.mel_bins)
-        self.quantizer = RandomQuantizer(self.spectrum.dim, cfg.codebooks, cfg.codes, cfg.code_dim)
+        self.require_masking()
+        self.mel = MelTargets(backbone.geometry, cfg.mel_bins, "bestrq")
+        self.quantizer = RandomQuantizer(self.mel.dim, cfg.codebooks, cfg.codes, cfg.code_dim)
         self.head = nn.Linear(backbone.dim, cfg.codebooks * cfg.codes)
 
     @staticmethod
@@ -77,7 +73,7 @@ class BestRQ(Objective):
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
         """Codes of every frame, (B, T, K) int64; those of padding mean nothing."""
-        x = self.spectrum(batch)  # (B, T, n)
+        x = self.mel(batch)  # (B, T, n)
         return self.quantizer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def forward(self, batch: Batch) -> Loss:

@@ -59,14 +59,11 @@ class Hubert(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        name = type(self).__name__.lower()
-        if backbone.cfg.context != "transformer":
-            raise ConfigError(
-                f"objective {name} masks the context network's input; backbone.context is "
-                f"'{backbone.cfg.context}', expected 'transformer'"
-            )
+        self.require_masking()
         if len(classes) < 2:
-            raise ConfigError(f"objective {name}: got {len(classes)} clusters, expected 2 or more")
+            raise ConfigError(
+                f"objective {self.name}: got {len(classes)} clusters, expected 2 or more"
+            )
         self.labels_per_frame = cfg.labels_per_frame
         if cfg.head == "cosine":
             self.head = nn.Linear(backbone.dim, cfg.labels_per_frame * cfg.final_dim)

@@ -74,11 +74,7 @@ class Wav2Vec2(Objective):
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        if backbone.cfg.context != "transformer":
-            raise ConfigError(
-                f"objective {type(self).__name__.lower()} masks the context network's input; "
-                f"backbone.context is '{backbone.cfg.context}', expected 'transformer'"
-            )
+        self.require_masking()
         channels = backbone.cfg.conv_dims[-1]
         self.quantizer = GumbelQuantizer(
             channels, cfg.groups, cfg.codes, cfg.code_dim, init_std=cfg.code_init_std

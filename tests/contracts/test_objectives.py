@@ -62,6 +62,7 @@ OVERRIDES = {
     "dinosr": {"mask": SpanMask(0.5, 3), "top_layers": 2, "codes": 16},
     "hubert": {"labels_per_frame": 2, "final_dim": 16},
     "simclr": {"view_frames": 8, "projector": (16,)},
+    "tera": {"mel_bins": 20, "mask": SpanMask(0.3, 3)},
     "w2vbert": {
         "num_negatives": 10,
         "diversity_weight": 0.0,

@@ -24,10 +24,15 @@ def hertz(mels: Tensor) -> Tensor:
     return 700.0 * torch.expm1(mels / 1127.0)
 
 
+def mel_edges(num_bins: int) -> Tensor:
+    """(bins + 2,) even in mel, 20 Hz to 8 kHz, float64: bin i has edges i to i + 2, peak i + 1."""
+    ends = mel(torch.tensor([LOW_HZ, RATE_HZ / 2], dtype=torch.float64))
+    return torch.linspace(ends[0].item(), ends[1].item(), num_bins + 2, dtype=torch.float64)
+
+
 def mel_bank(num_bins: int) -> Tensor:
     """Triangular filters (FFT/2 + 1, bins), even in spacing and shape in mel, 20 Hz to 8 kHz."""
-    ends = mel(torch.tensor([LOW_HZ, RATE_HZ / 2], dtype=torch.float64))
-    edges = torch.linspace(ends[0].item(), ends[1].item(), num_bins + 2, dtype=torch.float64)
+    edges = mel_edges(num_bins)
     bins = mel(torch.arange(FFT // 2 + 1, dtype=torch.float64) * RATE_HZ / FFT)[:, None]
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])

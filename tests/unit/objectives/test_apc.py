@@ -79,7 +79,7 @@ def reference_targets(objective: APC, batch: Batch, row: int) -> list[torch.Tens
 @pytest.mark.parametrize("ahead", [None, 5])
 def test_loss_and_gradients_equal_the_slow_reference(backbone: dict[str, Any], ahead: int | None):
     objective = build(backbone, ahead_frames=ahead).double()
-    objective.spectrum.float()  # targets are made in single precision by design
+    objective.mel.float()  # targets are made in single precision by design
     batch = make_batch(objective)
     targets = [reference_targets(objective, batch, row) for row in range(len(batch))]
     batch = replace(batch, wave=batch.wave.double())
@@ -127,7 +127,7 @@ def test_baselines_are_those_of_each_utterance():
 def test_naming_the_target_n_frames_ahead_costs_nothing(monkeypatch: pytest.MonkeyPatch):
     objective = build()
     batch = make_batch(objective)
-    x = objective.spectrum(batch)
+    x = objective.mel(batch)
     shifted = torch.roll(x, -2, dims=1)
     monkeypatch.setattr(objective.head, "forward", lambda c: shifted[:, : c.shape[1]])
     assert float(objective(batch).total.detach()) == 0.0
@@ -154,9 +154,9 @@ def test_predictions_depend_on_no_sample_of_their_targets(backbone: dict[str, An
 
 def test_targets_follow_from_the_clean_waveform_and_take_no_gradient():
     objective = build()
-    assert not objective.spectrum(make_batch(objective)).requires_grad
-    assert not list(objective.spectrum.parameters())
-    assert not objective.spectrum.state_dict()
+    assert not objective.mel(make_batch(objective)).requires_grad
+    assert not list(objective.mel.parameters())
+    assert not objective.mel.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def reference_codes(objective: BestRQ, batch: Batch, row: int) -> list[list[int]
 
 def test_loss_and_gradients_equal_the_slow_reference():
     objective = build().double()
-    for part in (objective.spectrum, objective.quantizer):
+    for part in (objective.mel, objective.quantizer):
         part.float()  # targets are made in single precision by design
     batch = make_batch(objective, LENGTHS)
     batch = replace(batch, wave=batch.wave.double())

@@ -35,7 +35,6 @@ from speechssl.objectives.dinosr import DinoSR
 from speechssl.objectives.hubert import Hubert
 from speechssl.objectives.masking import SpanMask
 from speechssl.objectives.simclr import SimCLR
-from speechssl.objectives.tera import Tera
 from speechssl.objectives.wav2vec import Wav2Vec
 from speechssl.objectives.wav2vec2 import Wav2Vec2
 from speechssl.objectives.wavlm import WavLM
@@ -233,13 +232,3 @@ def test_apc_learns(real_speech: Path):
     assert scores["to_copy"] < 0.95  # 0.86 when calibrated
     assert scores["to_linear"] < 1  # 0.963: better than any multiple of what is heard now
     assert scores["l1"] > scores["neighbour_l1"]  # 0.65 and 0.55: the future does not leak in
-
-
-def test_tera_learns(real_speech: Path):
-    backbone = build_backbone(preset("filterbank-tiny", layers=2))
-    objective = Tera(backbone, Tera.Config(mask=SpanMask(0.3, 2, 1)))
-    optim = OptimConfig(lr=2e-3, steps=150, warmup_steps=15, clip_norm=10.0)
-    scores = learn(objective, optim, real_speech / "so762")
-    print(scores)
-    assert scores["zero_ratio"] < 1
-    assert scores["interpolation_ratio"] < 1

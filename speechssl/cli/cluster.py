@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from speechssl.extract.frames import FrameSource
     from speechssl.types import Utterance
 
+#: Of new clusters, where nothing else is asked for.
+CLUSTERS, FIT_FRAMES, SEED = 100, 1_000_000, 1
+
 
 def parser() -> argparse.ArgumentParser:
     """The options of this verb."""
@@ -26,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("manifests", nargs="+", help="manifests (.jsonl); the first is clustered")
     p.add_argument("--out", required=True, help="folder to write")
-    p.add_argument("--clusters", type=int, default=100, help="(%(default)s)")
+    p.add_argument("--clusters", type=int, help=f"how many to make ({CLUSTERS})")
     p.add_argument(
         "--model", default=None, help="cluster a layer of this model (default: 39 MFCCs per 10 ms)"
     )
@@ -44,10 +47,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--fit-frames",
         type=int,
-        default=1_000_000,
-        help="most frames to fit on; they are held in memory (%(default)s)",
+        help=f"most frames to fit on; they are held in memory ({FIT_FRAMES})",
     )
-    p.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    p.add_argument("--seed", type=int, help=f"of the sample and the starts ({SEED})")
     p.add_argument(
         "--shard-sec", type=float, default=36_000.0, help="audio per label file (%(default)s)"
     )
@@ -63,14 +65,14 @@ def main(argv: Sequence[str]) -> int:
     _check(args)
     from speechssl.cli.extract import place
     from speechssl.cli.inputs import bar, tell_skipped
-    from speechssl.data.manifest import read_manifest
+    from speechssl.data.manifest import read_manifest, write_manifest
     from speechssl.data.skips import Skips
     from speechssl.extract.kmeans import FILE, KMeans
     from speechssl.extract.labels import (
+        label_utterances,
         reject_degenerate,
         report,
         wait_for,
-        write_manifest_labels,
     )
     from speechssl.extract.shards import claim, fingerprint
 
@@ -78,27 +80,26 @@ def main(argv: Sequence[str]) -> int:
     manifests = {out / Path(path).name: read_manifest(path) for path in args.manifests}
     source, model = _source(args)
     out.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        claim(
-            out,
-            {
-                **source.about,
-                "model": model,
-                "clusters": args.clusters if args.kmeans is None else None,
-                "kmeans": args.kmeans,
-                "seed": args.seed,
-                "fit_frames": args.fit_frames,
-                "shard_sec": args.shard_sec,
-                "manifests": {path.name: fingerprint(us) for path, us in manifests.items()},
-            },
-        )
-        if not (out / FILE).exists():
-            _clusters(args, source, next(iter(manifests.values()))).save(out)
+    claim(
+        out,
+        {
+            **source.about,
+            "model": model,
+            "clusters": args.clusters,
+            "kmeans": args.kmeans,
+            "seed": args.seed,
+            "fit_frames": args.fit_frames,
+            "shard_sec": args.shard_sec,
+            "manifests": {path.name: fingerprint(us) for path, us in manifests.items()},
+        },
+    )
+    if rank == 0 and not (out / FILE).exists():
+        _clusters(args, source, next(iter(manifests.values()))).save(out)
     wait_for([out / FILE])
     kmeans, skips = KMeans.load(out), Skips()
-    for path, utterances in manifests.items():
-        write_manifest_labels(
-            path,
+    labelled = {
+        path: label_utterances(
+            path.with_suffix(""),
             utterances,
             kmeans,
             source,
@@ -108,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
             world=world,
             shown=bar,
         )
+        for path, utterances in manifests.items()
+    }
     tell_skipped(skips)
     if rank:
         return 3 if skips.total else 0
@@ -115,12 +118,14 @@ def main(argv: Sequence[str]) -> int:
         f"{out / FILE}: {kmeans.name}, {kmeans.about['frames']} frames, mean squared distance "
         f"{kmeans.inertia:.4g}"
     )
-    found = {path.name: report(read_manifest(path)) for path in manifests}
+    found = {path.name: report(utterances) for path, utterances in labelled.items()}
     write_text(out / "labels.json", json.dumps(found, indent=2) + "\n")
-    for path in manifests:
+    for path in labelled:
         print(_in_words(path, found[path.name]))
-    reject_degenerate(next(iter(found.values())))
-    first, *rest = manifests
+    first, *rest = labelled
+    reject_degenerate(found[first.name])
+    for path, utterances in labelled.items():
+        write_manifest(path, utterances)
     print(
         f"next: speechssl train --objective.name hubert --data.train {first}"
         + (f" --data.valid {rest[0]}" if rest else "")
@@ -140,6 +145,15 @@ def _check(args: argparse.Namespace) -> None:
         )
     if (args.layer is None) is not (args.model is None):
         raise ConfigError("--model and --layer belong together: which layer of which model")
+    new = ("clusters", "fit_frames", "seed")
+    if args.kmeans and (given := [k for k in new if getattr(args, k) is not None]):
+        options = ", ".join("--" + key.replace("_", "-") for key in given)
+        raise ConfigError(f"{options}: of new clusters, but --kmeans brings them; leave it out")
+    if args.kmeans:
+        return
+    for key, value in zip(new, (CLUSTERS, FIT_FRAMES, SEED), strict=True):
+        if getattr(args, key) is None:
+            setattr(args, key, value)
     if args.fit_frames < args.clusters:
         raise ConfigError(
             f"--fit-frames: got {args.fit_frames}, expected at least one for each of "

@@ -88,7 +88,7 @@ def fit(
 ) -> KMeans:
     """Mini-batch k-means as HuBERT's: k-means++, 20 starts, batches of 10,000 frames.
 
-    Utterances are drawn until `max_frames` would be passed; no more than that is ever in memory.
+    Utterances are drawn until they hold `max_frames`, which bounds what is in memory.
     arXiv 2106.07447, section IV-B. Raises DataError where there are fewer frames than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans

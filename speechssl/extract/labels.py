@@ -31,8 +31,8 @@ MOST_IN_ONE, LEAST_SPREAD = 0.5, 0.1
 _WAIT_SEC = 0.5
 
 
-def write_manifest_labels(
-    manifest: Path,
+def label_utterances(
+    stem: Path,
     utterances: Sequence[Utterance],
     kmeans: KMeans,
     source: FrameSource,
@@ -42,16 +42,15 @@ def write_manifest_labels(
     rank: int = 0,
     world: int = 1,
     shown: Shown = unseen,
-) -> None:
-    """Label the utterances; `manifest` is where rank 0 writes them with their labels, at the end.
+) -> list[Utterance]:
+    """Write label files that begin with `stem`; rank 0 gets the utterances with their labels.
 
     Shards hold about `shard_sec` seconds; process `rank` of `world` makes every world-th one and
     leaves finished ones alone. Utterances that cannot be read are counted in `skips` and left out.
+    Rank 0 waits for the others, which get an empty list.
     """
     shards = list(split_shards(utterances, shard_sec))
-    stems = [
-        manifest.with_name(f"{manifest.stem}_{i:05d}_{len(shards):05d}") for i in range(len(shards))
-    ]
+    stems = [stem.with_name(f"{stem.name}_{i:05d}_{len(shards):05d}") for i in range(len(shards))]
     facts = LabelFacts(kmeans.name, len(kmeans.centers), source.frames_hz, source.first_sec)
     for number in range(rank, len(shards), world):
         if beside(stems[number], ".done").exists():
@@ -59,10 +58,9 @@ def write_manifest_labels(
         else:
             _write_shard(stems[number], shards[number], kmeans, source, facts, skips, shown)
     if rank:
-        return
-    wait_for([beside(stem, ".done") for stem in stems])
-    labelled = [u for stem in stems for u in read_manifest(beside(stem, ".part"))]
-    write_manifest(manifest, labelled)
+        return []
+    wait_for([beside(shard, ".done") for shard in stems])
+    return [u for shard in stems for u in read_manifest(beside(shard, ".part"))]
 
 
 def _write_shard(
@@ -116,8 +114,9 @@ def report(utterances: Sequence[Utterance]) -> dict[str, Any]:
     facts: LabelFacts | None = None
     for utterance in utterances:
         path, row = place_of(utterance)
-        file = files.setdefault(path, LabelFile(path)) if path not in files else files[path]
-        facts, track = file.facts, file.row(row)
+        if path not in files:
+            files[path] = LabelFile(path)
+        facts, track = files[path].facts, files[path].row(row)
         if not len(counts):
             counts = np.zeros(facts.clusters, np.int64)
         counts += np.bincount(track, minlength=facts.clusters)

@@ -16,14 +16,13 @@ import torch
 from speechssl.data.config import DataConfig
 from speechssl.data.labels import FrameLabels
 from speechssl.data.loader import EvalData, TrainData
-from speechssl.data.manifest import read_manifest
 from speechssl.data.readers import gather
 from speechssl.data.skips import Skips
 from speechssl.engine.config import EngineConfig, OptimConfig
 from speechssl.engine.plain import PlainEngine
 from speechssl.extract.frames import MfccFrames
 from speechssl.extract.kmeans import fit
-from speechssl.extract.labels import write_manifest_labels
+from speechssl.extract.labels import label_utterances
 from speechssl.models.backbone import build_backbone
 from speechssl.models.presets import preset
 from speechssl.objectives.apc import APC
@@ -150,9 +149,7 @@ def clustered(
         on_error=lambda one, error: skips.add("unreadable", one.id, str(error)),
     )
     for split, rows in parts.items():
-        path = folder / f"{split}.jsonl"
-        write_manifest_labels(path, rows[:200], kmeans, source, skips)
-        parts[split] = read_manifest(path)
+        parts[split] = label_utterances(folder / split, rows[:200], kmeans, source, skips)
     assert not skips.total
     return parts
 

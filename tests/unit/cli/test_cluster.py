@@ -18,7 +18,8 @@ HUBERT = ("--objective.name=hubert", "--objective.final_dim=8", "--optim.steps=2
 
 def cluster(corpus: Path, out: Path, *words: str) -> int:
     manifests = [str(corpus / "train.jsonl"), str(corpus / "valid.jsonl")]
-    return main(["cluster", *manifests, "--out", str(out), "--clusters", "8", *words])
+    new = () if "--kmeans" in words else ("--clusters", "8")
+    return main(["cluster", *manifests, "--out", str(out), *new, *words])
 
 
 def train(labels: Path, corpus: Path, out: Path, *words: str) -> int:
@@ -107,11 +108,20 @@ def test_other_settings_in_the_same_folder_are_refused(corpus: Path, tmp_path: P
     assert "its clusters are of norm 'none', asked for is 'mean'" in capsys.readouterr().err
 
 
+def test_every_process_finds_out_about_other_settings(corpus: Path, tmp_path: Path, monkeypatch):
+    assert cluster(corpus, tmp_path / "a") == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    # Or it would go on with the clusters that lie there.
+    assert cluster(corpus, tmp_path / "a", "--norm", "mean") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--layer", "1"), "--model and --layer belong together"),
         (("--fit-frames", "3"), "--fit-frames: got 3"),
+        (("--kmeans", "x", "--fit-frames", "9", "--seed", "2"), "--fit-frames, --seed: of new"),
     ],
 )
 def test_bad_options_are_told(corpus: Path, tmp_path: Path, capsys, words, told):
@@ -130,6 +140,7 @@ def test_silence_gives_no_labels_to_learn_from(tmp_path: Path, capsys):
     words = ["--out", str(tmp_path / "out"), "--clusters", "6"]
     assert main(["cluster", str(tmp_path / "m.jsonl"), *words]) == 3
     assert "labels are degenerate" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "m.jsonl").exists()
 
 
 def test_unreadable_audio_is_left_out_and_counted(corpus: Path, tmp_path: Path, capsys):

@@ -47,7 +47,7 @@ class APC(Objective):
     best_metric = (("l1", False),)
 
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
-        must_look_back(backbone, "apc")
+        must_look_back(backbone, self.name)
         geometry = backbone.geometry
         n = geometry.apart if cfg.ahead_frames is None else cfg.ahead_frames
         if n < geometry.apart:
@@ -58,7 +58,7 @@ class APC(Objective):
             )
         super().__init__(backbone, replace(cfg, ahead_frames=n), classes)
         self.ahead = n
-        self.mel = MelTargets(geometry, cfg.mel_bins, "apc")
+        self.mel = MelTargets(geometry, cfg.mel_bins, self.name)
         self.head = nn.Linear(backbone.dim, self.mel.dim)
 
     @staticmethod

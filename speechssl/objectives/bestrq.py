@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from speechssl.models.backbone import Backbone
 from speechssl.models.blocks.quantize import RandomQuantizer
 from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.health import DEGENERATE, codes_in_use, health, moments
-from speechssl.objectives.masking import SpanMask
+from speechssl.objectives.masking import SpanMask, plan_masks
 from speechssl.objectives.mel_targets import MelTargets
-from speechssl.types import Batch, Loss, Plan, Sum
+from speechssl.types import Batch, Loss, Sum
 
 
 class BestRQ(Objective):
@@ -51,24 +50,14 @@ class BestRQ(Objective):
 
     needs: ClassVar = frozenset({"mask"})
 
+    plan = staticmethod(plan_masks)
+
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
         self.require_masking()
-        self.mel = MelTargets(backbone.geometry, cfg.mel_bins, "bestrq")
+        self.mel = MelTargets(backbone.geometry, cfg.mel_bins, self.name)
         self.quantizer = RandomQuantizer(self.mel.dim, cfg.codebooks, cfg.codes, cfg.code_dim)
         self.head = nn.Linear(backbone.dim, cfg.codebooks * cfg.codes)
-
-    @staticmethod
-    def plan(
-        cfg: Any,
-        dim: int,
-        frame_lens: np.ndarray,
-        rngs: Sequence[np.random.Generator],
-        train: bool,
-    ) -> Plan:
-        """Masks (B, T); targets are masked frames."""
-        mask = cfg.mask.draw(frame_lens, rngs)
-        return Plan(num_targets=int(mask.sum()), mask=mask)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from speechssl.models.blocks.quantize import perplexity
 from speechssl.objectives.base import Objective
 from speechssl.objectives.context_teacher import ContextTeacher, Decay
 from speechssl.objectives.health import codes_in_use, health, moments
-from speechssl.objectives.masking import SpanMask
-from speechssl.types import Batch, Loss, Plan, Progress, Sum
+from speechssl.objectives.masking import SpanMask, plan_masks
+from speechssl.types import Batch, Loss, Progress, Sum
 
 
 class DinoSR(Objective):
@@ -55,23 +54,13 @@ class DinoSR(Objective):
     best_metric = (("known_nats", True),)
     has_teacher = True
 
+    plan = staticmethod(plan_masks)
+
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
-        self.teacher = ContextTeacher(backbone, cfg.top_layers, cfg.ema, "dinosr")
+        self.teacher = ContextTeacher(backbone, cfg.top_layers, cfg.ema, self.name)
         self.codebooks = MovingCentroids(cfg.top_layers, cfg.codes, backbone.dim)
         self.head = nn.Linear(backbone.dim, cfg.top_layers * cfg.codes)
-
-    @staticmethod
-    def plan(
-        cfg: Any,
-        dim: int,
-        frame_lens: np.ndarray,
-        rngs: Sequence[np.random.Generator],
-        train: bool,
-    ) -> Plan:
-        """Masks (B, T); targets are masked frames."""
-        mask = cfg.mask.draw(frame_lens, rngs)
-        return Plan(num_targets=int(mask.sum()), mask=mask)
 
     def begin_step(self, progress: Progress) -> None:
         """As data2vec; what an update that was skipped has seen is forgotten."""

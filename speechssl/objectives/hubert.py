@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,9 +15,9 @@ from speechssl.errors import ConfigError
 from speechssl.models.backbone import Backbone
 from speechssl.objectives.base import Alarm, Objective
 from speechssl.objectives.health import DEGENERATE, codes_in_use, health, moments
-from speechssl.objectives.masking import SpanMask
+from speechssl.objectives.masking import SpanMask, plan_masks
 from speechssl.objectives.penalty import mean_square
-from speechssl.types import Batch, Loss, Plan, Sum
+from speechssl.types import Batch, Loss, Sum
 
 
 class Hubert(Objective):
@@ -57,6 +56,8 @@ class Hubert(Objective):
     best_metric = (("masked_loss", False),)
     classes_from = "labels"
 
+    plan = staticmethod(plan_masks)
+
     def __init__(self, backbone: Backbone, cfg: Config, classes: Sequence[str] = ()) -> None:
         super().__init__(backbone, cfg, classes)
         self.require_masking()
@@ -70,18 +71,6 @@ class Hubert(Objective):
             self.label_embs = nn.Parameter(torch.rand(len(classes), cfg.final_dim))
         else:
             self.head = nn.Linear(backbone.dim, cfg.labels_per_frame * len(classes))
-
-    @staticmethod
-    def plan(
-        cfg: Any,
-        dim: int,
-        frame_lens: np.ndarray,
-        rngs: Sequence[np.random.Generator],
-        train: bool,
-    ) -> Plan:
-        """Masks (B, T); targets are masked frames."""
-        mask = cfg.mask.draw(frame_lens, rngs)
-        return Plan(num_targets=int(mask.sum()), mask=mask)
 
     def logits(self, c: Tensor) -> Tensor:
         """Scores (M, P, K) of the clusters for context frames c (M, D), float32."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from speechssl.types import Plan
 
 #: No utterance hides more than this share of its frames: something must be left to predict from.
 MAX_COVERAGE = 0.8
@@ -52,6 +55,18 @@ class SpanMask:
         for row, (frames, rng) in enumerate(zip(frame_lens, rngs, strict=True)):
             mask[row, :frames] = self.draw_row(int(frames), rng)
         return mask
+
+
+def plan_masks(
+    cfg: Any,
+    dim: int,
+    frame_lens: np.ndarray,
+    rngs: Sequence[np.random.Generator],
+    train: bool,
+) -> Plan:
+    """The `plan` of objectives whose targets are masked frames: masks (B, T) of `cfg.mask`."""
+    mask = cfg.mask.draw(frame_lens, rngs)
+    return Plan(num_targets=int(mask.sum()), mask=mask)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class SimCLR(Objective):
         contrastive = F.cross_entropy(logits, sibling[there], reduction="sum")
         # Everything is part of the graph in every batch, with segments or without.
         total = contrastive.float() + 0.0 * e.sum().float()
-        if self.backbone.cfg.context in ("transformer", "gru"):
+        if self.backbone.feature_projection is not None:  # where there is a mask vector
             total = total + 0.0 * self.backbone.masked_spec_embed.sum()
         with torch.no_grad():
             alike = cosines[there, sibling[there]].sum()

@@ -127,8 +127,7 @@ class Wav2Vec2(Objective):
         mask, negatives = batch.mask, batch.negatives
         if mask is None or negatives is None:
             raise ValueError(
-                f"{type(self).__name__.lower()} needs a batch with mask and negatives; see "
-                "Objective.plan_fn"
+                f"{self.name} needs a batch with mask and negatives; see Objective.plan_fn"
             )
         masked, c = local[mask], x[mask]  # (M, C), (M, D)
         counts = mask.sum(1)

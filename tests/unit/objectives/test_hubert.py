@@ -10,58 +10,30 @@ import pytest
 import torch
 
 from speechssl.errors import ConfigError
-from speechssl.models.backbone import Backbone
-from speechssl.models.presets import preset
 from speechssl.objectives.hubert import Hubert
 from speechssl.objectives.masking import SpanMask
-from speechssl.rng import generator
 from speechssl.types import Batch
 from tests.reference import hubert_ref
+from tests.unit.objectives.masked import noise_batch, small_backbone
 
-SHAPE: dict[str, Any] = {
-    "conv_dims": (8,) * 7,
-    "dim": 16,
-    "layers": 2,
-    "heads": 2,
-    "ffn": 16,
-    "pos_kernel": 8,
-    "pos_groups": 4,
-    "dropout": 0.0,
-}
 CLUSTERS = tuple(f"c/{k}" for k in range(7))
-LENGTHS = [8000, 5200, 11100]
 
 
 def build(clusters: tuple[str, ...] = CLUSTERS, **settings: Any) -> Hubert:
-    torch.manual_seed(3)
-    network = Backbone(preset("tiny", **SHAPE))
     small = {"mask": SpanMask(0.5, 3), "final_dim": 6}
-    return Hubert(network, Hubert.Config(**small | settings), clusters)
+    return Hubert(small_backbone(), Hubert.Config(**small | settings), clusters)
 
 
-def make_batch(objective: Hubert, lengths: list[int] = LENGTHS) -> Batch:
-    source = torch.Generator().manual_seed(1)
-    wave = torch.zeros(len(lengths), max(lengths))
-    for row, samples in enumerate(lengths):
-        wave[row, :samples] = torch.randn(samples, generator=source) * 0.1
-    wave_lens = torch.tensor(lengths)
-    frame_lens = objective.backbone.geometry.frames(wave_lens)
-    plan = objective.plan_fn()(frame_lens.numpy(), [generator(0, n) for n in lengths], True)
-    assert plan.mask is not None
-    parts = objective.labels_per_frame
-    labels = torch.full((len(lengths), int(frame_lens.max()), parts), -100)
-    for row, frames in enumerate(frame_lens.tolist()):
-        size = (frames, parts)
-        labels[row, :frames] = torch.randint(len(CLUSTERS), size, generator=source)
-    return Batch(
-        ids=[str(n) for n in lengths],
-        wave=wave,
-        wave_lens=wave_lens,
-        frame_lens=frame_lens,
-        num_targets=plan.num_targets,
-        mask=torch.from_numpy(plan.mask),
-        labels=labels,
+def make_batch(objective: Hubert) -> Batch:
+    """Noise with random labels."""
+    batch, source = noise_batch(objective), torch.Generator().manual_seed(1)
+    assert batch.mask is not None
+    labels = torch.randint(
+        len(CLUSTERS), (*batch.mask.shape, objective.labels_per_frame), generator=source
     )
+    frames = torch.arange(labels.shape[1])
+    labels[frames >= batch.frame_lens[:, None]] = -100
+    return replace(batch, labels=labels)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -121,7 +121,9 @@ def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
 
 def _padded(tracks: Sequence[np.ndarray | None], per_frame: int) -> torch.Tensor:
     """Labels (B, T, per_frame) of tracks (T, per_frame), -100 where there is no frame."""
-    known = [t if t is not None else np.zeros((0, per_frame), np.int64) for t in tracks]
+    known = [track for track in tracks if track is not None]
+    if len(known) < len(tracks):  # a loss would pass over frames of -100 in silence
+        raise ValueError(f"{len(tracks) - len(known)} of {len(tracks)} examples have no labels")
     labels = torch.full((len(known), max(map(len, known)), per_frame), -100)
     for row, track in zip(labels, known, strict=True):
         row[: len(track)] = torch.from_numpy(track)

@@ -98,6 +98,8 @@ def test_crops_and_batches_carry_the_labels_of_their_frames(tmp_path: Path):
     short = int(batch.frame_lens[1])
     assert (batch.labels[1, :short] >= 100).all()
     assert (batch.labels[1, short:] == -100).all()
+    with pytest.raises(ValueError, match="1 of 2 examples have no labels"):
+        collate([data.read(0, 0), replace(data.read(1, 0), labels=None)], 0)
     filler = collate([], 0)
     assert filler.labels is not None
     assert filler.labels.shape == (1, 49, 2)
